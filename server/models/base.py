@@ -1,0 +1,106 @@
+"""What a model family offers to the engine, and what a network is given to compute on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+
+from server.core import Message
+
+
+class Segment(NamedTuple):
+    """Consecutive tokens of one sequence in a flat batch: tokens ``start`` .. ``start + length - 1`` of it."""
+
+    slot: int  # the sequence's place in the KV cache
+    start: int  # tokens of the sequence that are in the cache already
+    length: int  # rows of the batch
+
+
+@dataclass(frozen=True)
+class ForwardBatch:
+    """Sequences laid end to end, so that every linear layer reads its weights once for all of them.
+
+    ``token_ids`` int64 [T], T = the sum of the segments' lengths; ``logit_rows`` int64 [R]: the rows whose logits are
+    wanted.
+    """
+
+    token_ids: torch.Tensor
+    segments: Sequence[Segment]
+    logit_rows: torch.Tensor
+
+
+class KVShape(NamedTuple):
+    """What one token leaves in the cache: a key and a value [groups, head_dim] in each layer."""
+
+    layers: int
+    groups: int
+    head_dim: int
+
+
+class KVCache(Protocol):
+    """Where keys and values of sequences live between steps."""
+
+    def update(
+        self, layer: int, segment: Segment, key: torch.Tensor, value: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Store a segment's keys and values, each [length, groups, head_dim], keys already rotated.
+
+        Returns all of that sequence's so far, each [groups, n, head_dim] with n >= start + length: a P-tuning prefix,
+        if there is one, stands in front of the tokens.
+        """
+
+
+class Network(Protocol):
+    """A decoder whose weights are loaded."""
+
+    kv_shape: KVShape
+    vocab_size: int
+
+    def forward(self, batch: ForwardBatch, cache: KVCache) -> torch.Tensor:
+        """Logits float32 [R, vocab_size] of the wanted rows; the cache then holds all T tokens."""
+
+
+class Tokenizer(Protocol):
+    """sentencepiece with the family's special tokens, which are never parsed out of text."""
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text, no special tokens."""
+
+    def pieces(self, text: str) -> list[str]:
+        """The pieces of the same ids."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids as the official tokenizer's ``decode`` gives it; every incomplete byte is one U+FFFD."""
+
+
+class Family(Protocol):
+    """One generation: how to recognise it, read it, prompt it and show its answers."""
+
+    name: str
+    causal_prompt: bool  # False: the prompt is attended in both directions (no prefix reuse, no chunks)
+
+    def matches(self, config: Mapping[str, Any], folder: Path) -> bool:
+        """Whether this checkpoint is of this family, from config.json and the files beside it."""
+
+    def load_tokenizer(self, folder: Path) -> Tokenizer:
+        """Raises ModelError naming the file that is missing or damaged."""
+
+    def build_network(self, config: Mapping[str, Any], ops: Any) -> torch.nn.Module:
+        """The empty network on the meta device; raises ModelError for a field that is missing or impossible."""
+
+    def build_prompt(self, tokenizer: Tokenizer, messages: Sequence[Message], answer_prefix: str = "") -> list[int]:
+        """Token ids up to and with the answer prefix; raises BadRequest for roles that the family does not have."""
+
+    def stop_ids(self, tokenizer: Tokenizer) -> frozenset[int]:
+        """Ids that end an answer and are not part of it."""
+
+    def display(self, text: str, *, final: bool) -> str:
+        """The part of a raw answer that may be shown: post-processed as the official ``process_response`` does.
+
+        While ``final`` is False, what a later token could still change is held back, so that every result is a
+        prefix of the next.
+        """
