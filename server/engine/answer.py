@@ -1,0 +1,113 @@
+"""The reader's side of a request: ids become the text of an answer, in the request's own thread."""
+
+from __future__ import annotations
+
+import queue
+import time
+from collections.abc import Iterator
+from collections.abc import Sequence as Ids
+
+from server.core import FinishReason, RequestOutput, Usage
+from server.engine.detokenizer import StreamingDetokenizer
+from server.engine.sequence import Finish, Sequence
+from server.models.base import Family, Tokenizer
+
+
+class AnswerText:
+    """Raw text in, showable text out: stop strings, the family's post-processing, the answer prefix in front."""
+
+    def __init__(self, family: Family, tokenizer: Tokenizer, *, prefix: str, stop: Ids[str], context: Ids[int]):
+        self._family = family
+        self._detokenizer = StreamingDetokenizer(tokenizer, context)
+        self._prefix = prefix
+        self._stop = stop
+        self._raw = ""
+        self._given = 0  # characters of the answer given out so far
+        self.stopped = False
+
+    def add(self, token_id: int) -> str:
+        """What became certain with this token; sets ``stopped`` when a stop string is complete."""
+        return self._extend(self._detokenizer.add([token_id]))
+
+    def flush(self) -> str:
+        """The rest, at the end of the answer."""
+        tail = "" if self.stopped else self._extend(self._detokenizer.flush())
+        return tail + self._reveal(len(self._raw), final=True)
+
+    def start(self) -> str:
+        """The answer prefix, which is known before the first token."""
+        return self._reveal(0, final=False)
+
+    def _extend(self, text: str) -> str:
+        # a stop string may have begun in the text before
+        search_from = max(0, len(self._raw) - max(map(len, self._stop), default=0))
+        self._raw += text
+        ends = [at for at in (self._raw.find(stop, search_from) for stop in self._stop) if at >= 0]
+        if ends:
+            self._raw, self.stopped = self._raw[: min(ends)], True
+        return self._reveal(len(self._raw) - (0 if self.stopped else self._possible_stop()), final=False)
+
+    def _possible_stop(self) -> int:
+        """Length of the longest end of the text that may be the beginning of a stop string."""
+        longest = max(map(len, self._stop), default=1) - 1
+        for length in range(min(longest, len(self._raw)), 0, -1):
+            if any(stop.startswith(self._raw[-length:]) for stop in self._stop):
+                return length
+        return 0
+
+    def _reveal(self, certain: int, *, final: bool) -> str:
+        shown = self._prefix + self._family.display(self._raw[:certain], final=final, continued=bool(self._prefix))
+        new = shown[self._given :]
+        self._given += len(new)
+        return new
+
+
+class LocalRequestStream:
+    """The RequestStream of a sequence (see ``core.RequestStream``)."""
+
+    def __init__(self, sequence: Sequence, answer: AnswerText):
+        self.request_id = sequence.request_id
+        self._sequence = sequence
+        self._answer = answer
+        self._text = answer.start()
+        self._ids: list[int] = []
+        self._num_ids = 0
+        self._ended = False
+
+    def get(self, timeout: float | None = None) -> RequestOutput | None:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not self._ended:
+            if self._text:
+                return self._output()
+            remaining = None if deadline is None else max(0.0, deadline - time.monotonic())
+            try:
+                event = self._sequence.events.get(timeout=remaining)
+            except queue.Empty:
+                return None
+            if isinstance(event, Finish):
+                return self._end(event)
+            self._ids.append(event)
+            self._text = self._answer.add(event)
+            if self._answer.stopped:
+                self._sequence.finish(FinishReason.STOP)
+                return self._end(Finish(FinishReason.STOP))
+        return None
+
+    def __iter__(self) -> Iterator[RequestOutput]:
+        while (output := self.get()) is not None:
+            yield output
+
+    def close(self) -> None:
+        self._sequence.finish(FinishReason.ABORT)
+
+    def _end(self, finish: Finish) -> RequestOutput:
+        self._ended = True
+        self._text += self._answer.flush()
+        usage = Usage(self._sequence.num_prompt, self._num_ids + len(self._ids), self._sequence.num_cached)
+        return self._output(finish_reason=finish.reason, error=finish.error, usage=usage)
+
+    def _output(self, **last) -> RequestOutput:
+        output = RequestOutput(text=self._text, token_ids=tuple(self._ids), **last)
+        self._num_ids += len(self._ids)
+        self._text, self._ids = "", []
+        return output

@@ -1,0 +1,73 @@
+"""From a request to the ids that are read: the family's template, and what happens when it is too long."""
+
+from __future__ import annotations
+
+from server.core import GenerationRequest, Message, Overflow
+from server.errors import BadRequest, ContextOverflow
+from server.models.base import Family, Tokenizer
+
+# my-chatglm2's rule: the prompt may fill this share of max_length, the rest is for the answer
+_PROMPT_SHARE = 0.8
+
+
+def fit_prompt(family: Family, tokenizer: Tokenizer, request: GenerationRequest, max_length: int) -> list[int]:
+    """Prompt ids that leave room for an answer within ``max_length`` tokens.
+
+    Raises ContextOverflow where the request's overflow policy cannot make it fit: the query itself is never cut.
+    """
+    if request.prompt_ids:
+        return _refuse_if_longer(list(request.prompt_ids), max_length - 1, max_length)
+    if not any(message.role != "system" for message in request.messages):
+        raise BadRequest(
+            "请求里没有问题：messages 至少要有一条 user 消息。",
+            "There is no question: messages needs at least one user message.",
+            param="messages",
+        )
+    system, rounds = split_rounds(request.messages)
+
+    def build(first_round: int) -> list[int]:
+        kept = [message for turn in rounds[first_round:] for message in turn]
+        return family.build_prompt(tokenizer, [*system, *kept], request.answer_prefix)
+
+    if request.overflow is Overflow.REFUSE:
+        return _refuse_if_longer(build(0), max_length - 1, max_length)
+    return _drop_oldest(build, len(rounds), int(max_length * _PROMPT_SHARE), max_length)
+
+
+def split_rounds(messages: tuple[Message, ...]) -> tuple[list[Message], list[list[Message]]]:
+    """Leading system messages, and rounds that each begin with a user message."""
+    begin = next((i for i, message in enumerate(messages) if message.role != "system"), len(messages))
+    rounds: list[list[Message]] = []
+    for message in messages[begin:]:
+        if message.role == "user" or not rounds:
+            rounds.append([])
+        rounds[-1].append(message)
+    return list(messages[:begin]), rounds
+
+
+def _drop_oldest(build, num_rounds: int, allowed: int, max_length: int) -> list[int]:
+    """The prompt with as many of the newest rounds as fit; halving, because each try encodes the whole text."""
+    ids = build(0)
+    if len(ids) <= allowed:
+        return ids
+    best = _refuse_if_longer(build(num_rounds - 1), allowed, max_length)
+    too_many, fits = 0, num_rounds - 1
+    while fits - too_many > 1:
+        middle = (too_many + fits) // 2
+        ids = build(middle)
+        if len(ids) <= allowed:
+            best, fits = ids, middle
+        else:
+            too_many = middle
+    return best
+
+
+def _refuse_if_longer(ids: list[int], allowed: int, max_length: int) -> list[int]:
+    if len(ids) <= allowed:
+        return ids
+    raise ContextOverflow(
+        f"输入太长：提问有 {len(ids)} 个 token，max_length={max_length} 时最多允许 {allowed} 个；"
+        "请缩短输入或增大 max_length。",
+        f"The input is too long: {len(ids)} tokens, and at most {allowed} are allowed with max_length={max_length}; "
+        "shorten it or raise max_length.",
+    )

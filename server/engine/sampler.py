@@ -1,0 +1,103 @@
+"""From logits to the next token, by each sequence's own SamplingParams."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import torch
+
+from server.core import SamplingParams
+from server.engine.sequence import Sequence
+from server.errors import GenerationFailed, ServerError
+
+# candidates looked at before the whole vocabulary is sorted for top_p; they nearly always hold the needed mass
+_NUCLEUS_GUESS = 1024
+# below this a division by the temperature overflows; the result is the likeliest id anyway
+_GREEDY_BELOW = 1e-4
+
+
+class Sampler:
+    """Draws one token per row; a row that cannot be drawn from gets an error, the others their tokens."""
+
+    def sample(self, logits: torch.Tensor, sequences: list[Sequence]) -> list[int | ServerError]:
+        """``logits`` float32 [R, vocab], one row per sequence."""
+        if not sequences:
+            return []
+        healthy = torch.isfinite(logits).all(dim=-1).tolist()
+        best = logits.argmax(dim=-1).tolist()
+        return [
+            self._draw(row, sequence, top) if finite else _not_finite()
+            for row, sequence, finite, top in zip(logits, sequences, healthy, best, strict=True)
+        ]
+
+    def _draw(self, row: torch.Tensor, sequence: Sequence, best: int) -> int:
+        params = sequence.params
+        if _has_penalties(params):
+            row = penalize(row, params, sequence.token_ids, sequence.num_prompt)
+            best = int(row.argmax())
+        if params.temperature < _GREEDY_BELOW or params.top_k == 1:
+            return best
+        ids, probabilities = distribution(row, params)
+        # drawn on the CPU: a seed then means the same on every device
+        choice = torch.multinomial(probabilities.cpu(), 1, generator=sequence.generator)
+        return int(ids[choice.item()])
+
+
+def _has_penalties(params: SamplingParams) -> bool:
+    return params.repetition_penalty != 1.0 or params.presence_penalty != 0.0 or params.frequency_penalty != 0.0
+
+
+def penalize(row: torch.Tensor, params: SamplingParams, token_ids: list[int], num_prompt: int) -> torch.Tensor:
+    """Apply the three penalties to one row of logits [vocab].
+
+    Repetition as in transformers' RepetitionPenaltyLogitsProcessor (over prompt and answer), presence and frequency as
+    OpenAI defines them (over the answer).
+    """
+    row = row.clone()
+    seen = torch.tensor(sorted(set(token_ids)), device=row.device)
+    scores = row[seen]
+    row[seen] = torch.where(scores > 0, scores / params.repetition_penalty, scores * params.repetition_penalty)
+    counts = Counter(token_ids[num_prompt:])
+    if counts:
+        ids = torch.tensor(list(counts), device=row.device)
+        times = torch.tensor(list(counts.values()), dtype=row.dtype, device=row.device)
+        row[ids] -= params.presence_penalty + params.frequency_penalty * times
+    return row
+
+
+def distribution(row: torch.Tensor, params: SamplingParams) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids that may be drawn (ascending) and their probabilities, both [candidates].
+
+    temperature, then top_k, then top_p: the smallest set of likeliest ids whose sum reaches p, at least one, as
+    transformers' warpers do. Ascending ids keep a draw stable where two candidates are almost equal.
+    """
+    scores = row.float() / params.temperature
+    vocab = scores.shape[0]
+    keep = min(params.top_k, vocab) if params.top_k else vocab
+    if keep == vocab and params.top_p >= 1:
+        return torch.arange(vocab, device=row.device), torch.softmax(scores, dim=-1)
+    total = scores.logsumexp(dim=-1) if keep == vocab else None
+    ids, probabilities = _likeliest(scores, min(keep, _NUCLEUS_GUESS) if total is not None else keep, total)
+    if total is not None and probabilities.sum() < params.top_p:
+        ids, probabilities = _likeliest(scores, vocab, total)
+    if params.top_p < 1:
+        before = probabilities.cumsum(dim=-1) - probabilities
+        count = max(1, int((before < params.top_p).sum()))
+        ids, probabilities = ids[:count], probabilities[:count]
+    ids, order = ids.sort()
+    return ids, probabilities[order] / probabilities.sum()
+
+
+def _likeliest(scores: torch.Tensor, count: int, total: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """The ``count`` likeliest ids and their probabilities, among themselves or of the ``total`` log mass."""
+    values, ids = scores.topk(count)
+    return ids, (values - (values.logsumexp(dim=-1) if total is None else total)).exp()
+
+
+def _not_finite() -> ServerError:
+    return GenerationFailed(
+        "模型算出了无效的数值（NaN 或无穷大），这个回答已停止；模型文件可能已损坏，或该精度不适用，"
+        "请检查模型文件或换用 --dtype float32。",
+        "The model produced NaN or infinite scores, so this answer was stopped: the model files may be damaged or the "
+        "precision unsuitable; check the files or use --dtype float32.",
+    )

@@ -1,0 +1,86 @@
+"""One request as the engine's thread sees it: token ids, where they are in the cache, and when to end."""
+
+from __future__ import annotations
+
+import queue
+import random
+import time
+from dataclasses import dataclass
+
+import torch
+
+from server.core import FinishReason, SamplingParams
+from server.errors import ServerError
+
+
+@dataclass(frozen=True)
+class Finish:
+    """The last event of a sequence."""
+
+    reason: FinishReason
+    error: ServerError | None = None
+
+
+class Sequence:
+    """Prompt and answer of one request.
+
+    ``token_ids`` grows by one per step; the first ``num_computed`` of them are in the cache. What is not yet computed
+    is the rest of the prompt, or the one token drawn last: reading and generating are the same thing. ``events`` is
+    what the request's own thread reads: token ids, then one Finish.
+    """
+
+    def __init__(
+        self,
+        request_id: str,
+        prompt_ids: list[int],
+        params: SamplingParams,
+        stop_ids: frozenset[int],
+        max_total: int,
+        client: str = "",
+    ):
+        self.request_id = request_id
+        self.client = client
+        self.params = params
+        self.stop_ids = stop_ids
+        self.max_total = max_total
+        self.token_ids = list(prompt_ids)
+        self.num_prompt = len(prompt_ids)
+        self.num_computed = 0
+        self.num_cached = 0
+        self.slot: int | None = None
+        self.finished: Finish | None = None
+        self.events: queue.SimpleQueue[int | Finish] = queue.SimpleQueue()
+        # its own generator: the same seed draws the same numbers whatever else is running
+        self.generator = torch.Generator().manual_seed(random.getrandbits(63) if params.seed is None else params.seed)
+        self.submitted = time.monotonic()
+        self.first_token: float | None = None
+
+    @property
+    def num_pending(self) -> int:
+        """Tokens that are not in the cache yet."""
+        return len(self.token_ids) - self.num_computed
+
+    @property
+    def answer_ids(self) -> list[int]:
+        return self.token_ids[self.num_prompt :]
+
+    def append(self, token_id: int) -> None:
+        """Take the token drawn in this step and decide whether it was the last."""
+        if self.first_token is None:
+            self.first_token = time.monotonic()
+        if token_id in self.stop_ids:
+            self.finish(FinishReason.STOP)
+            return
+        self.token_ids.append(token_id)
+        self.events.put(token_id)
+        if len(self.token_ids) >= self.max_total:
+            self.finish(FinishReason.LENGTH)
+
+    def finish(self, reason: FinishReason, error: ServerError | None = None) -> None:
+        """End the sequence; the reader learns it at once, the engine frees the slot before its next step.
+
+        From any thread. Where two threads end it at the same moment, the reader takes the first event.
+        """
+        if self.finished is None:
+            self.finished = Finish(reason, error)
+            self.events.put(self.finished)

@@ -1,0 +1,9 @@
+"""Shared by all tests: the repository's root is importable, and torch does not take both cores twice."""
+
+import os
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
