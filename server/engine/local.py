@@ -70,7 +70,7 @@ class LocalEngine:
             self._model.tokenizer,
             prefix=request.answer_prefix,
             stop=params.stop,
-            context=prompt_ids[-1:] if request.answer_prefix else (),
+            context=prompt_ids if request.answer_prefix else (),
         )
         with self._wake:
             self._check_room()
