@@ -38,9 +38,11 @@ class Sampler:
         if params.temperature < _GREEDY_BELOW or params.top_k == 1:
             return best
         ids, probabilities = distribution(row, params)
-        # drawn on the CPU: a seed then means the same on every device
-        choice = torch.multinomial(probabilities.cpu(), 1, generator=sequence.generator)
-        return int(ids[choice.item()])
+        # As torch.multinomial draws, but each id of the vocabulary has its own noise: which other candidates there are,
+        # and in which order, then cannot change the choice. On the CPU, so that a seed means the same on every device.
+        noise = torch.empty(row.shape[0]).exponential_(generator=sequence.generator)
+        ids = ids.cpu()
+        return int(ids[(probabilities.cpu() / noise[ids]).argmax()])
 
 
 def _has_penalties(params: SamplingParams) -> bool:
@@ -66,10 +68,10 @@ def penalize(row: torch.Tensor, params: SamplingParams, token_ids: list[int], nu
 
 
 def distribution(row: torch.Tensor, params: SamplingParams) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids that may be drawn (ascending) and their probabilities, both [candidates].
+    """Ids that may be drawn and their probabilities, both [candidates].
 
     temperature, then top_k, then top_p: the smallest set of likeliest ids whose sum reaches p, at least one, as
-    transformers' warpers do. Ascending ids keep a draw stable where two candidates are almost equal.
+    transformers' warpers do.
     """
     scores = row.float() / params.temperature
     vocab = scores.shape[0]
@@ -84,8 +86,7 @@ def distribution(row: torch.Tensor, params: SamplingParams) -> tuple[torch.Tenso
         before = probabilities.cumsum(dim=-1) - probabilities
         count = max(1, int((before < params.top_p).sum()))
         ids, probabilities = ids[:count], probabilities[:count]
-    ids, order = ids.sort()
-    return ids, probabilities[order] / probabilities.sum()
+    return ids, probabilities / probabilities.sum()
 
 
 def _likeliest(scores: torch.Tensor, count: int, total: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:

@@ -75,6 +75,27 @@ def test_running_streams_wait_for_one_chunk_at_most(engine_with):
     assert all(1 in step for step in mixed)  # ... and the running answer got a token beside each
 
 
+def test_several_prompts_share_one_chunk(engine_with):
+    network = HashNetwork()
+    gate = network.script[3] = threading.Event()
+    engine = engine_with(network, prefill_chunk=8)
+    streams = [engine.submit(ids_request([3]))]
+    wait_until(lambda: network.steps)
+    prompts = [range(10, 31), range(40, 63)]
+    streams += [engine.submit(ids_request(prompt)) for prompt in prompts]
+    gate.set()
+    for prompt, stream in zip([[3], *prompts], streams, strict=True):
+        assert collect(stream)[0] == expected(prompt, 12)
+    assert max(sum(length for length in step if length > 1) for step in network.steps) == 8
+
+
+def test_the_same_question_again_reads_its_last_token_only(engine_with):
+    engine = engine_with()
+    for cached in (0, 19):
+        ids, _, last = collect(engine.submit(ids_request(range(10, 30))))
+        assert (ids, last.usage.cached_tokens) == (expected(range(10, 30), 12), cached)
+
+
 def test_follow_up_reads_only_what_is_new(engine_with):
     network = HashNetwork()
     engine = engine_with(network)

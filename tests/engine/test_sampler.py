@@ -82,6 +82,16 @@ def test_draws_follow_the_distribution():
         assert abs(counts[token] / draws - probability) < 5 * error
 
 
+def test_rounding_noise_does_not_change_a_seeded_draw():
+    """Two almost equal candidates change places with the batch they are computed in; the draw must not."""
+    generator = torch.Generator().manual_seed(0)
+    params = SamplingParams(temperature=1.0, top_k=299, top_p=1.0, seed=5)
+    for _ in range(200):
+        row = torch.randn(300, generator=generator).round(decimals=1)  # many ties
+        noisy = row + torch.randn(300, generator=generator) * 1e-6
+        assert Sampler().sample(row[None], [sequence(params)]) == Sampler().sample(noisy[None], [sequence(params)])
+
+
 @pytest.mark.parametrize("params", [SamplingParams(temperature=0), SamplingParams(temperature=1e-9, top_k=0, top_p=1)])
 def test_zero_temperature_is_greedy(params):
     rows = torch.randn(4, 100)

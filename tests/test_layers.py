@@ -1,0 +1,98 @@
+"""Who may import whom (docs/architecture.md says why), and that the cheap modules stay cheap."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+SERVER = ROOT / "server"
+FILES = sorted(SERVER.rglob("*.py"))
+START = {"config", "profiles", "hardware", "download", "i18n"}
+
+# own packages and third parties that each part may import; "server" modules are named by their first part
+ALLOWED = {
+    "core": ({"errors"}, set()),
+    "errors": (set(), set()),
+    "i18n": ({"errors"}, set()),
+    "config": ({"core", "errors", *START}, {"tomli"}),
+    "profiles": ({"core", "errors", *START}, set()),
+    "hardware": ({"core", "errors", *START}, {"psutil", "pynvml"}),
+    "download": ({"core", "errors", *START}, {"huggingface_hub", "tqdm"}),
+    "kernels": ({"kernels"}, {"torch", "numpy"}),
+    "quant": ({"quant", "kernels"}, {"torch", "numpy"}),
+    "models": ({"models", "kernels", "core", "errors"}, {"torch", "numpy", "safetensors", "sentencepiece"}),
+    "engine": ({"engine", "models", "quant", "kernels", "config", "core", "errors"}, {"torch", "numpy"}),
+    "api": ({"api", "core", "errors"}, {"flask", "flask_cors", "waitress", "werkzeug", "pydantic", "pydantic_core"}),
+    "serve": (
+        {"config", "profiles", "hardware", "download", "i18n", "engine", "models", "kernels", "api", "core", "errors"},
+        {"torch", "tqdm", "waitress"},
+    ),
+    "__main__": ({"serve", "config", "i18n", "errors"}, set()),
+}
+
+
+def part(path: Path) -> str:
+    return path.relative_to(SERVER).parts[0].removesuffix(".py")
+
+
+def imports(path: Path):
+    """(line, module) of every import, wherever it stands."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.lineno, "." * node.level + (node.module or "")
+
+
+def allowed_for(path: Path):
+    own, third = ALLOWED[part(path)]
+    # the loader is the one place where a checkpoint's weights become quantized layers
+    return (own | {"quant"}, third | {"tqdm"}) if path.name == "loader.py" else (own, third)
+
+
+@pytest.mark.parametrize("path", [f for f in FILES if f.name != "__init__.py"], ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_go_one_way(path):
+    own, third = allowed_for(path)
+    for line, module in imports(path):
+        assert not module.startswith("."), f"{path}:{line}: relative import"
+        top, *rest = module.split(".")
+        if top == "server":
+            assert rest and (rest[0] in own), f"{path}:{line}: {part(path)} must not import {module}"
+        else:
+            assert top in sys.stdlib_module_names or top in third, f"{path}:{line}: {part(path)} must not import {top}"
+
+
+def test_no_module_bears_a_name_of_the_standard_library():
+    """The embedded Python may put server/ itself on the path."""
+    for path in FILES:
+        name = path.parent.name if path.name == "__init__.py" else path.stem
+        assert name.startswith("__") or name not in sys.stdlib_module_names, path
+
+
+def test_nobody_imports_tools_or_tests():
+    for path in FILES:
+        assert not any(module.split(".")[0] in {"tools", "tests", "benchmarks"} for _, module in imports(path)), path
+
+
+@pytest.mark.parametrize(
+    ("module", "unwanted"),
+    [
+        ("server.core", {"torch", "flask", "pydantic"}),
+        ("server.__main__", {"torch", "flask", "transformers", "huggingface_hub"}),
+        ("server.config", {"torch", "flask", "huggingface_hub"}),
+        ("server.profiles", {"torch"}),
+        ("server.hardware", {"torch"}),
+        ("server.download", {"torch", "huggingface_hub"}),
+        ("server.api.app", {"torch", "transformers", "sentencepiece"}),
+        ("server.engine.local", {"flask", "transformers", "waitress"}),
+        ("server.serve", {"transformers", "accelerate", "huggingface_hub"}),
+    ],
+)
+def test_importing_stays_cheap(module, unwanted):
+    code = f"import sys, {module}; print(*sorted({unwanted!r} & set(sys.modules)))"
+    loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert loaded.stdout.split() == []
