@@ -1,0 +1,97 @@
+"""Reading an answer for an HTTP client: paced, kept alive, and stopped when the client leaves."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from flask import Response
+
+from server.api.dialect import to_json
+from server.core import FinishReason, RequestOutput, RequestStream
+from server.errors import GenerationFailed, ServerError
+
+PACE = 0.02  # seconds between events: clients that take a network chunk for an event lose those that run together
+REPEAT = 1.5  # seconds without news until the client hears again; docile-chatty hangs up after 5
+POLL = 0.25  # seconds between looks whether the client has left
+
+log = logging.getLogger(__name__)
+
+
+class Answer:
+    """One answer while it is read: ``text`` is what there is so far, ``final`` the last output once it has come."""
+
+    def __init__(self, stream: RequestStream, gone: Callable[[], bool]):
+        self.stream = stream
+        self.text = ""
+        self.final: RequestOutput | None = None
+        self._gone = gone
+
+    @property
+    def error(self) -> ServerError | None:
+        return self.final.error if self.final else None
+
+    def deltas(self, *, pace: float = PACE, repeat: float = REPEAT) -> Iterator[str]:
+        """What is new, for one event each: "" at once, then whenever there is text and ``pace`` seconds have passed.
+
+        After ``repeat`` seconds without news comes another "", and at the end one more piece, which may be "", with
+        ``final`` set. It is ``pace`` seconds behind the one before, so that it travels alone. Ends early, without
+        ``final``, if the client leaves.
+        """
+        yield ""
+        # not monotonic(): on Windows that moves in steps of 16 ms
+        sent, delta = time.perf_counter(), ""
+        while not self.final and not self._gone():
+            wait = sent + (pace if delta else repeat) - time.perf_counter()
+            if wait > 0:
+                delta += self._read(min(wait, POLL))
+            else:
+                yield delta
+                sent, delta = time.perf_counter(), ""
+        if self.final:
+            time.sleep(max(0.0, sent + pace - time.perf_counter()))
+            yield delta
+
+    def read_all(self) -> str:
+        """The whole text, or what there is when the client leaves or the generation fails."""
+        while not self.final and not self._gone():
+            self._read(POLL)
+        self.stream.close()
+        return self.text
+
+    def _read(self, timeout: float) -> str:
+        try:
+            output = self.stream.get(timeout)
+        except Exception:
+            log.exception("reading the answer %s failed", self.stream.request_id)
+            error = GenerationFailed("读取回答时出错，详见服务器日志。", "The answer failed; see the server's log.")
+            output = RequestOutput(finish_reason=FinishReason.ERROR, error=error)
+        if output is None:
+            return ""
+        self.text += output.text
+        if output.finish_reason:
+            self.final = output
+        return output.text
+
+
+def sse(data: Any) -> bytes:
+    """One unnamed server-sent event with a line of JSON."""
+    return b"data: " + to_json(data) + b"\n\n"
+
+
+def stream_response(events: Iterable[bytes], answer: Answer, on_close: Callable[[], None]) -> Response:
+    """An event stream, each event one write; the answer's stream is closed however the response ends."""
+    response = Response(events, content_type="text/event-stream; charset=utf-8")
+    response.headers["Cache-Control"] = "no-cache"
+    response.headers["X-Accel-Buffering"] = "no"  # nginx would collect events
+    # not in a finally of the generator: one that was never started does not run it
+    response.call_on_close(answer.stream.close)
+    response.call_on_close(on_close)
+    return with_request_id(response, answer)
+
+
+def with_request_id(response: Response, answer: Answer) -> Response:
+    response.headers["X-Request-Id"] = answer.stream.request_id
+    return response

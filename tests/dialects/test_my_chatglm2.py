@@ -1,0 +1,197 @@
+"""my-chatglm2's dialect, byte by byte: each data/NAME.request is answered with exactly data/NAME.response."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from server.api.app import create_app
+from server.api.chatlog import open_chat_log
+from server.api.dialect import ApiSettings
+from server.api.dialects.my_chatglm2 import DIALECT
+from server.api.routing import choose
+from server.api.streaming import Answer
+from server.core import Message, Overflow
+from server.errors import ContextOverflow, GenerationFailed, Overloaded, StartupError
+from tests.fake_engine import FakeEngine
+
+DATA = Path(__file__).parent / "data"
+ANSWER = ("你", "好\n", '😀"')
+FAILURE = GenerationFailed("显存不足。", "Out of memory.")
+TOO_LONG = ContextOverflow("问题有 9000 个词元，最多 1638 个。", "The query has 9000 tokens; 1638 are allowed.")
+FULL = Overloaded("服务器已满。", "The server is full.", retry_after=7)
+
+
+@pytest.fixture
+def unpaced(monkeypatch):
+    """Every piece of text is an event of its own, however slow the machine."""
+    monkeypatch.setitem(Answer.deltas.__kwdefaults__, "pace", 0)
+
+
+def client_of(engine, **settings):
+    return create_app(engine, ApiSettings(**settings)).test_client()
+
+
+def post(engine, path="/generate", **fields):
+    return client_of(engine).post(path, json=fields)
+
+
+def engine_for(name):
+    if "failure" in name:
+        return FakeEngine("半", FAILURE)
+    engine = FakeEngine(*ANSWER)
+    engine.refuse = {"query_too_long": TOO_LONG, "overloaded": FULL}.get(name)
+    return engine
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in DATA.glob("*.request")))
+def test_bytes(name, unpaced):
+    head, _, body = (DATA / f"{name}.request").read_bytes().partition(b"\n\n")
+    line, *headers = head.decode().split("\n")
+    method, target, _ = line.split(" ")
+    response = client_of(engine_for(name)).open(
+        target, method=method, data=body, headers=[header.split(": ", 1) for header in headers]
+    )
+    got = f"{response.status}\nContent-Type: {response.content_type}\n\n".encode() + response.data
+    assert got == (DATA / f"{name}.response").read_bytes()
+
+
+def test_the_data_files_are_all_used():
+    assert {p.stem for p in DATA.glob("*.response")} == {p.stem for p in DATA.glob("*.request")}
+
+
+def test_request_to_the_engine():
+    engine = FakeEngine(max_length=1000)
+    post(engine, query="q", answer_prefix="P", max_length="4096", history=[["a", "b", "c", "d"]], top_p="0.5")
+    (request,) = engine.requests
+    assert [(m.role, m.content) for m in request.messages] == [
+        ("user", "a"),
+        ("assistant", "b"),
+        ("user", "c"),
+        ("assistant", "d"),
+        ("user", "q"),
+    ]
+    assert (request.answer_prefix, request.overflow, request.client) == ("P", Overflow.DROP_OLDEST, "127.0.0.1")
+    assert (request.params.max_length, request.params.top_p, request.params.temperature) == (1000, 0.5, 1.0)
+    assert (request.params.top_k, request.params.max_tokens, request.params.seed) == (50, None, None)
+
+
+@pytest.mark.parametrize("name", ["generate_gbk_body", "generate_bom_body", "generate_gbk_query"])
+def test_encodings_of_windows_clients(name):
+    engine = FakeEngine()
+    head, _, body = (DATA / f"{name}.request").read_bytes().partition(b"\n\n")
+    method, target, _ = head.decode().split(" ")
+    client_of(engine).open(target, method=method, data=body)
+    assert engine.requests[0].messages == (Message("user", "你是谁？"),)
+
+
+def test_null_means_default_and_unknown_fields_are_ignored():
+    engine = FakeEngine()
+    response = post(engine, query=None, history=None, temperature=None, stream=None, top_k=None, num_beams=[{}])
+    assert response.status_code == 200
+    assert engine.requests[0].messages == (Message("user", ""),)
+    assert engine.requests[0].params.temperature == 1.0
+
+
+def test_extensions_reach_the_engine():
+    engine = FakeEngine()
+    post(engine, query="q", top_k=0, repetition_penalty="1.1", seed=5, max_tokens=3, temperature=0, top_p=0)
+    params = engine.requests[0].params
+    assert (params.top_k, params.repetition_penalty, params.seed, params.max_tokens) == (0, 1.1, 5, 3)
+    assert (params.temperature, params.top_p) == (0, 0)
+
+
+def test_both_streams_and_plain_answers_carry_the_request_id():
+    for fields in ({"query": "q"}, {"query": "q", "stream": True}):
+        assert post(FakeEngine("a"), **fields).headers["X-Request-Id"] == "request-1"
+    assert post(FakeEngine("a"), "/stream", query="q").headers["X-Request-Id"] == "request-1"
+
+
+def test_interrupt_means_the_callers_own_answers_unless_an_id_is_named():
+    engine = FakeEngine()
+    client = client_of(engine)
+    for send in ({}, {"json": {}}, {"json": {"id": None}}, {"json": {"id": "x"}}, {"data": b"  "}):
+        assert client.post("/interrupt", **send).json == {"message": "OK", "success": True}
+    mine = {"request_id": None, "client": "127.0.0.1"}
+    assert engine.aborts == [mine, mine, mine, {"request_id": "x", "client": None}, mine]
+
+
+def test_retry_after():
+    engine = FakeEngine()
+    engine.refuse = FULL
+    assert post(engine, query="q").headers["Retry-After"] == "7"
+
+
+def test_claims_on_shared_paths():
+    claims = {route.path: route.claims for route in DIALECT.routes}
+    assert not claims["/stream"]({"query": "q", "history": []})
+    assert claims["/stream"]({"query": "q", "history": [], "top_p": 1})
+    assert claims["/tokenize"]({"text": ""}) and not claims["/tokenize"]({"prompt": ""})
+
+
+def test_the_first_claim_wins_and_the_first_route_answers_what_nobody_claims():
+    routes = [(DIALECT, route) for route in DIALECT.routes if route.path in ("/stream", "/tokenize")]
+    stream, tokenize = routes
+    assert choose(routes, "POST", {"query": "", "history": []}) == stream
+    assert choose(routes, "POST", {"query": "", "history": [], "text": ""}) == stream
+    assert choose([tokenize, stream], "POST", {"prompt": ""}) == stream
+    assert choose([tokenize], "POST", {"prompt": ""}) == tokenize
+
+
+def test_chat_log(tmp_path):
+    path = tmp_path / "聊天.log"
+    chat_log = open_chat_log(path)
+    client = client_of(FakeEngine("你", "好"), chat_log=chat_log)
+    client.post("/generate", json={"query": "问\n题"})
+    client.post("/generate", json={"query": "b", "stream": True}, buffered=True).close()
+    client.post("/stream", json={"query": "c", "answer_prefix": "P"}, buffered=True).close()
+    chat_log.close()
+    lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    assert [(line["query"], line["answer"]) for line in lines] == [("问\n题", "你好"), ("b", "你好"), ("c", "P你好")]
+    assert list(lines[0]) == [
+        *("time", "client", "id", "query", "answer", "finish_reason", "prompt_tokens", "completion_tokens")
+    ]
+    assert [lines[0][key] for key in list(lines[0])[1:3]] == ["127.0.0.1", "request-1"]
+    assert [lines[0][key] for key in list(lines[0])[5:]] == ["stop", 7, 2]
+    assert "问" in path.read_text("utf-8")
+
+
+def test_chat_log_of_failed_answers(tmp_path):
+    chat_log = open_chat_log(tmp_path / "chat.log")
+    client = client_of(FakeEngine("半", FAILURE), chat_log=chat_log)
+    client.post("/generate", json={"query": "a"})
+    client.post("/generate", json={"query": "a", "stream": True}, buffered=True).close()
+    chat_log.close()
+    lines = [json.loads(line) for line in (tmp_path / "chat.log").read_text("utf-8").splitlines()]
+    assert [(line["answer"], line["finish_reason"]) for line in lines] == [("半", "error")] * 2
+
+
+def test_chat_log_that_cannot_be_written(tmp_path):
+    with pytest.raises(StartupError) as caught:
+        open_chat_log(tmp_path / "missing" / "chat.log")
+    assert "missing" in caught.value.zh and "missing" in caught.value.en
+
+
+def test_a_stream_that_raises_ends_like_a_failed_generation(unpaced, caplog):
+    engine = FakeEngine("半")
+    stream_get = engine.submit
+
+    def submit(request):
+        stream = stream_get(request)
+        get = stream.get
+
+        def broken_get(timeout=None):
+            output = get(timeout)
+            if output and output.finish_reason:
+                raise OSError("secret")
+            return output
+
+        stream.get = broken_get
+        return stream
+
+    engine.submit = submit
+    body = post(engine, query="q", stream=True).data.decode()
+    assert body.endswith('"message": "读取回答时出错，详见服务器日志。", "success": false}\n\n')
+    assert "secret" not in body
+    assert post(engine, query="q").status_code == 500
+    assert "secret" in caplog.text
