@@ -59,6 +59,7 @@ class Network(Protocol):
 
     kv_shape: KVShape
     vocab_size: int
+    max_positions: int  # the context length that it was trained for, in tokens
 
     def forward(self, batch: ForwardBatch, cache: KVCache) -> torch.Tensor:
         """Logits float32 [R, vocab_size] of the wanted rows; the cache then holds all T tokens."""
@@ -66,6 +67,8 @@ class Network(Protocol):
 
 class Tokenizer(Protocol):
     """sentencepiece with the family's special tokens, which are never parsed out of text."""
+
+    vocab_size: int  # ids that stand for something; a network may have more rows
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, no special tokens."""
@@ -98,9 +101,10 @@ class Family(Protocol):
     def stop_ids(self, tokenizer: Tokenizer) -> frozenset[int]:
         """Ids that end an answer and are not part of it."""
 
-    def display(self, text: str, *, final: bool) -> str:
+    def display(self, text: str, *, final: bool, continued: bool = False) -> str:
         """The part of a raw answer that may be shown: post-processed as the official ``process_response`` does.
 
         While ``final`` is False, what a later token could still change is held back, so that every result is a
-        prefix of the next.
+        prefix of the next. ``continued``: an answer prefix stands in front of ``text``, whose leading whitespace is
+        then part of the answer.
         """

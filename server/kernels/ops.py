@@ -1,0 +1,76 @@
+"""The operations that the networks are made of: what each one means, so that a back end can replace it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+
+@dataclass(frozen=True)
+class QuantWeight:
+    """A weight matrix [out_features, in_features] as small integers: W[r, c] = scales[r, c // group_size] * q[r, c].
+
+    ``codes`` holds the q row by row, ``groups * group_size`` of them; the ones beyond ``in_features`` are 0.
+
+    * 8 bits: int8 [out_features, groups * group_size].
+    * 4 bits: int8 [out_features, groups * group_size / 2]; byte k holds column 2k in its high and column 2k + 1 in its
+      low nibble, two's complement, -8..7 (the packing of the official ChatGLM int4 checkpoints).
+
+    ``scales`` is float16 [out_features, groups]. An official checkpoint has one group per row.
+    """
+
+    codes: torch.Tensor
+    scales: torch.Tensor
+    bits: int
+    group_size: int
+    in_features: int
+
+    @property
+    def out_features(self) -> int:
+        return self.codes.shape[0]
+
+
+class Ops(Protocol):
+    """A back end: one implementation for one kind of device.
+
+    All floating point tensors of a call have one dtype (float32, bfloat16 or float16) and one device, except where it
+    says float32. Inputs have a contiguous last dimension, and none requires a gradient. Sums are kept in float32 or
+    better. A back end may return a view of memory that it reuses at its next call of the same operation.
+    """
+
+    name: str
+
+    def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        """x [T, n] / sqrt(mean(x^2) + eps) * weight [n], all in float32, rounded to x's dtype at the end.
+
+        Zhang and Sennrich, https://arxiv.org/abs/1910.07467.
+        """
+
+    def rotary_interleaved(self, x: torch.Tensor, cos_sin: torch.Tensor) -> torch.Tensor:
+        """Rotate pairs (x[2t], x[2t+1]) at the front of each head, in place; returns x.
+
+        x [T, H, d], each row's H * d values contiguous (rows need not be: x may be a part of a fused projection);
+        cos_sin float32 [T, r/2, 2], r <= d; values r .. d-1 of a head stay. The arithmetic is float32.
+        Su et al., https://arxiv.org/abs/2104.09864, on a part of the head as in GPT-J.
+        """
+
+    def swiglu(self, x: torch.Tensor) -> torch.Tensor:
+        """silu(a) * c for x = [a | c] [T, 2n]; [T, n]. Shazeer, https://arxiv.org/abs/2002.05202."""
+
+    def attention(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, context: int = 0
+    ) -> torch.Tensor:
+        """Attention of the newest n tokens of one sequence to all L of it; [n, H * d].
+
+        query [n, H, d]; key and value [G, L, d], L >= n, each [L, d] contiguous (groups may lie apart: they are slots
+        of a cache). Query head j belongs to group j // (H / G). Row i sees keys 0 .. L - n + i, and the first
+        ``context`` keys whatever its place (the prompt of a prefix language model). Scores are divided by sqrt(d).
+        """
+
+    def prepare(self, weight: QuantWeight) -> Any:
+        """The weight in whatever layout this back end wants it in ``quant_linear``; called once, at loading."""
+
+    def quant_linear(self, x: torch.Tensor, weight: Any, bias: torch.Tensor | None) -> torch.Tensor:
+        """x [T, in_features] times the transposed prepared weight, plus bias [out_features]; [T, out_features]."""

@@ -1,0 +1,153 @@
+"""The weight files of a model folder, read tensor by tensor: safetensors or pytorch_model*.bin, whole or in shards."""
+
+from __future__ import annotations
+
+import json
+import math
+import pickle
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from server.errors import ModelError
+from server.models.files import check_file, damaged, missing, read_json
+
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+# (a single file, the shards' index, the shards without an index); the first that is there is read
+_LAYOUTS = (
+    ("model.safetensors", "model.safetensors.index.json", "model-*.safetensors"),
+    ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*.bin"),
+)
+_SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.")
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """All files that hold weights, in order; raises ModelError where there is none or a shard is missing."""
+    for single, index, pattern in _LAYOUTS:
+        if (folder / single).exists():
+            return [folder / single]
+        if (folder / index).exists():
+            return _indexed(folder / index)
+        if shards := sorted(folder.glob(pattern)):
+            return _numbered(shards)
+    wanted = " / ".join(layout[0] for layout in _LAYOUTS)
+    raise ModelError(
+        f"文件夹 {folder} 里没有模型权重（{wanted} 或它们的分片）；请检查路径，或重新下载模型。",
+        f"The folder {folder} holds no weights ({wanted} or their shards); check the path or download the model again.",
+    )
+
+
+def read_tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """Names and tensors of one file, one after the other, on the CPU and as they are stored.
+
+    Raises ModelError for a file that is not what its name says.
+    """
+    check_file(path)
+    return _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+
+
+def _indexed(index: Path) -> list[Path]:
+    names = read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
+        raise damaged(index, "里没有 weight_map", "has no weight_map")
+    # a name only: an index must not lead out of its folder
+    paths = [index.parent / Path(name).name for name in sorted(set(names.values()))]
+    return _present(paths)
+
+
+def _numbered(shards: list[Path]) -> list[Path]:
+    """The shards that the names of the present ones speak of (model-00001-of-00007)."""
+    match = _SHARD.search(shards[0].name)
+    if not match:
+        return shards
+    count = int(match[2])
+    names = [_SHARD.sub(f"-{i:05}-of-{count:05}.", shards[0].name) for i in range(1, count + 1)]
+    return _present([shards[0].with_name(name) for name in names])
+
+
+def _present(paths: list[Path]) -> list[Path]:
+    for path in paths:
+        if not path.exists():
+            raise missing(path)
+    return paths
+
+
+def _read_safetensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """https://huggingface.co/docs/safetensors: length of the header, header in JSON, data.
+
+    Read with Python's own file, not mapped: then no more than one tensor is in memory besides the model, the error can
+    say how much of a file is missing, and any path works on Windows.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 + length:
+            raise _truncated(path, 8 + length, size)
+        try:
+            header = json.loads(file.read(length))
+            entries = [
+                (name, _DTYPES[entry["dtype"]], entry["shape"], *entry["data_offsets"])
+                for name, entry in header.items()
+                if name != "__metadata__"
+            ]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise damaged(path, "不是有效的 safetensors 文件", "is not a valid safetensors file") from error
+        expected = 8 + length + max((end for *_, end in entries), default=0)
+        if size < expected:
+            raise _truncated(path, expected, size)
+        for name, dtype, shape, begin, end in entries:
+            if end - begin != math.prod(shape) * dtype.itemsize:
+                raise damaged(path, f"里 {name} 的大小不对", f"gives {name} a wrong size")
+            tensor = torch.empty(shape, dtype=dtype)
+            file.seek(8 + length + begin)
+            file.readinto(tensor.view(-1).view(torch.uint8).numpy())
+            yield name, tensor
+
+
+def _truncated(path: Path, expected: int, size: int) -> ModelError:
+    return damaged(
+        path,
+        f"不完整（应有 {expected} 字节，只有 {size} 字节）",
+        f"is incomplete ({size} bytes of {expected})",
+    )
+
+
+def _read_torch(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    tensors = _load_torch(path)
+    if not isinstance(tensors, dict):
+        raise damaged(path, "里没有权重", "holds no weights")
+    for name in list(tensors):
+        tensor = tensors.pop(name)
+        if isinstance(tensor, torch.Tensor):
+            # a copy, so that the file is not in use (and on Windows locked) for as long as the model is
+            yield name, tensor.clone()
+
+
+def _load_torch(path: Path) -> object:
+    """Weights only: a pickle can carry code, and this never runs any."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (RuntimeError, OSError, ValueError, EOFError, pickle.UnpicklingError):
+        pass  # saved by torch < 1.6, whose format cannot be mapped, or indeed damaged
+    try:
+        with path.open("rb") as file:
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except (RuntimeError, OSError, ValueError, EOFError, KeyError, AttributeError, pickle.UnpicklingError) as error:
+        raise damaged(
+            path,
+            "不完整或已损坏，无法作为权重文件读取",
+            "is incomplete or damaged: it cannot be read as a file of weights",
+        ) from error

@@ -1,0 +1,41 @@
+"""The model families that this program knows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from server.errors import ModelError
+from server.models.base import Family
+from server.models.chatglm2.prompt import ChatGLM2, ChatGLM3
+
+AUTO = "auto"
+
+
+def families() -> tuple[Family, ...]:
+    return ChatGLM2(), ChatGLM3()
+
+
+def find_family(config: Mapping[str, Any], folder: Path, name: str = AUTO) -> Family:
+    """The family that this checkpoint is of, or the one that the user names.
+
+    Raises ModelError where none fits, or no family has that name.
+    """
+    known = families()
+    chosen = [f for f in known if (f.matches(config, folder) if name == AUTO else f.name == name)]
+    if chosen:
+        return chosen[0]
+    names = ", ".join(f.name for f in known)
+    if name != AUTO:
+        raise ModelError(
+            f"没有名为 {name!r} 的模型系列；可选：{AUTO}, {names}。",
+            f"There is no model family {name!r}; choose one of {AUTO}, {names}.",
+            param="family",
+        )
+    raise ModelError(
+        f"{folder / 'config.json'} 不是本程序支持的模型（{names}）：model_type 是 {config.get('model_type')!r}，"
+        "并且没有 padded_vocab_size 和 multi_query_attention 字段。",
+        f"{folder / 'config.json'} is none of the supported models ({names}): model_type is "
+        f"{config.get('model_type')!r}, and the fields padded_vocab_size and multi_query_attention are not there.",
+    )

@@ -1,0 +1,63 @@
+"""Reading the files of a model folder; a wrong file is refused with one sentence that names it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from server.errors import ModelError
+
+_LFS_POINTER = b"version https://git-lfs.github.com/spec"
+
+
+def missing(path: Path) -> ModelError:
+    return ModelError(
+        f"找不到模型文件 {path}；请检查模型文件夹，或重新下载。",
+        f"The model file {path} is missing; check the model folder or download it again.",
+    )
+
+
+def damaged(path: Path, zh: str, en: str) -> ModelError:
+    """``zh`` and ``en`` say what is wrong with the file."""
+    return ModelError(
+        f"模型文件 {path} {zh}；请重新下载这个文件。",
+        f"The model file {path} {en}; download it again.",
+    )
+
+
+def check_file(path: Path) -> None:
+    """Refuse what is saved in a model file's place when a download goes wrong."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(512)
+    except FileNotFoundError:
+        raise missing(path) from None
+    except OSError as error:
+        raise damaged(path, f"无法读取（{error}）", f"cannot be read ({error})") from error
+    if not start:
+        raise damaged(path, "是空的", "is empty")
+    if start.startswith(_LFS_POINTER):
+        raise damaged(
+            path,
+            "只是 git-lfs 的指针，不是文件本身（克隆仓库后要运行 git lfs pull）",
+            "is a git-lfs pointer, not the file itself (run git lfs pull after cloning)",
+        )
+    if start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
+        raise damaged(path, "是一个网页，不是模型文件", "is a web page, not the model file")
+
+
+def read_bytes(path: Path) -> bytes:
+    check_file(path)
+    return path.read_bytes()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object."""
+    try:
+        content = json.loads(read_bytes(path))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise damaged(path, f"不是有效的 JSON（{error}）", f"is not valid JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise damaged(path, "不是一个 JSON 对象", "is not a JSON object")
+    return content
