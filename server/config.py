@@ -1,0 +1,259 @@
+"""Every option of the program: one row each, a field of ``Config``.
+
+The command line, the environment, the configuration file, ``--help`` and the error texts are all made from these rows.
+What comes later wins: default, file, environment, command line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import os
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from server.errors import StartupError
+from server.i18n import system_language
+from server.option_types import (
+    BITS,
+    DEVICE,
+    FILE,
+    FLAG,
+    HOST,
+    LOG,
+    NAME,
+    ORIGINS,
+    URL,
+    Kind,
+    choice,
+    integer,
+)
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def option(default: Any, kind: Kind, *short: str, zh: str, en: str, env: str = "") -> Any:
+    """A row: ``short`` flags beside --name, ``env`` instead of CHATGLM_<NAME>. Default None: decided at start."""
+    return dataclasses.field(default=default, metadata={"kind": kind, "short": short, "zh": zh, "en": en, "env": env})
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What the user asked for; None is left to the launch profile (or, for ``config``, means that there is no file)."""
+
+    model: str = option("THUDM/chatglm2-6b", NAME,
+        zh="模型：THUDM 里的名字或一个文件夹；demo 是自带的小模型",
+        en="model: a name under THUDM or a folder; demo is the small one that comes along")
+    family: str = option("auto", choice("auto", "chatglm2", "chatglm3"),
+        zh="模型是哪一代（auto 看模型文件夹）", en="the model's generation (auto looks at its folder)")
+    host: str = option("127.0.0.1", HOST, "-H",
+        zh="监听地址；0.0.0.0 让局域网里的机器也能访问",
+        en="address to listen on; 0.0.0.0 lets other machines in")
+    port: int = option(5178, integer(0, 65535), "-P",
+        zh="端口；0 表示任选一个空闲的", en="port; 0 picks a free one")
+    profile: str = option("auto", choice("auto", "small", "medium", "large", "cpu"),
+        zh="档位：small 6 GB 显存、medium 10 GB、large 13 GB、cpu 不用显卡；auto 按空闲显存选",
+        en="small needs 6 GB of GPU memory, medium 10, large 13, cpu none; auto goes by what is free")
+    quantize: int | None = option(None, BITS, "-q",
+        zh="权重的位数；0 即 16，不量化", en="bits per weight; 0 means 16, not quantized")
+    device: str = option("auto", DEVICE, zh="在哪里计算", en="where to compute")
+    dtype: str = option("auto", choice("auto", "float32", "bfloat16", "float16"),
+        zh="计算用的数值类型", en="number format to compute in")
+    max_length: int | None = option(None, integer(64, 131072, auto=True),
+        zh="一次请求的提问加回答最多多少 token", en="most tokens of one request, prompt and answer")
+    slots: int | None = option(None, integer(1, 256, auto=True),
+        zh="同时回答几个请求", en="requests answered at the same time")
+    queue: int = option(32, integer(0, 1000),
+        zh="最多几个请求排队等候，再多就答“忙”", en="requests that may wait; more are told to come back")
+    prefill_chunk: int | None = option(None, integer(16, 8192, auto=True),
+        zh="读提问时每步最多多少 token", en="tokens of a prompt read in one step")
+    threads: int = option(0, integer(0, 1024),
+        zh="CPU 线程数；0 表示物理核数", en="CPU threads; 0 means one per physical core")
+    chat_log: Path | None = option(ROOT / "chatlog.log", LOG,  # noqa: RUF009
+        zh="把问答记到这个文件；none 表示不记", en="file that keeps the chats; none keeps nothing")
+    max_body: int = option(8, integer(1, 1024), zh="请求正文的上限，MiB", en="largest request body in MiB")
+    cors: tuple[str, ...] = option(("*",), ORIGINS,
+        zh="哪些网站的网页可以调用本服务", en="websites whose pages may call this server")
+    browser: bool = option(False, FLAG,
+        zh="就绪后打开网页（.bat 启动时默认打开）", en="open the page when ready (the .bat launchers do)")
+    log_level: str = option("info", choice("debug", "info", "warning", "error"), zh="日志级别", en="what to log")
+    language: str = option("auto", choice("auto", "zh", "en"), env="CHATGLM_LANG",
+        zh="界面语言（auto 看系统）", en="language of the messages (auto asks the system)")
+    config: Path | None = option(None, FILE,  # noqa: RUF009
+        zh="TOML 配置文件；项目里如有 config.toml 就用它",
+        en="TOML file with options; config.toml in the project if there")
+    endpoint: str = option("https://huggingface.co", URL, env="HF_ENDPOINT",
+        zh="从哪里下载模型，例如 https://hf-mirror.com", en="where models come from, e.g. https://hf-mirror.com")
+
+
+ROWS = {row.name: row for row in dataclasses.fields(Config)}
+
+
+class Source(NamedTuple):
+    """Where values were given; relative paths start at ``base``."""
+
+    zh: str
+    en: str
+    base: Path
+    label: Callable[[str], str]  # field name -> how this source spells it
+
+
+def flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def variable(name: str) -> str:
+    return ROWS[name].metadata["env"] or "CHATGLM_" + name.upper()
+
+
+def parse(
+    argv: Sequence[str], *, env: Mapping[str, str] = os.environ, root: Path = ROOT, command: str = "python -m server"
+) -> Config:
+    """Options from ``argv`` (without the program's name), ``env`` and ``root``/config.toml.
+
+    ``language`` of the result is "zh" or "en". ``--help`` prints and raises SystemExit(0); everything that is wrong is
+    a StartupError that names the place it came from.
+    """
+    on_argv = Source("命令行", "on the command line", Path.cwd(), flag)
+    in_env = Source("环境变量", "in the environment", Path.cwd(), variable)
+    typed = _read_argv(argv, on_argv)
+    if typed.pop("help", False):
+        print(help_text(command, language_of(argv, env)))
+        raise SystemExit(0)
+    exported = _read_env(env, in_env)
+    values = {"chat_log": root / "chatlog.log"}
+    for given, source in ((exported, in_env), (typed, on_argv)):
+        if "config" in given:
+            values["config"] = _cast("config", given["config"], source)
+    if "config" not in values and (root / "config.toml").is_file():
+        values["config"] = root / "config.toml"
+    if path := values.get("config"):
+        in_file = Source(f"文件 {path} ", f"in {path}", path.parent, str)
+        values |= {name: _cast(name, raw, in_file) for name, raw in _read_file(path, in_file).items()}
+    for given, source in ((exported, in_env), (typed, on_argv)):
+        values |= {name: _cast(name, raw, source) for name, raw in given.items()}
+    config = Config(**values)
+    language = system_language(env) if config.language == "auto" else config.language
+    return dataclasses.replace(config, language=language)
+
+
+def language_of(argv: Sequence[str], env: Mapping[str, str] = os.environ) -> str:
+    """The language for what is said before, or instead of, a Config."""
+    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+        value = following if word == "--language" else word.removeprefix("--language=")
+        if word.startswith("--language") and value in ("zh", "en"):
+            return value
+    return system_language(env)
+
+
+def _read_argv(argv: Sequence[str], source: Source) -> dict[str, Any]:
+    parser = argparse.ArgumentParser(
+        add_help=False, allow_abbrev=False, exit_on_error=False, argument_default=argparse.SUPPRESS
+    )
+    parser.add_argument("-h", "--help", action="store_true")
+    for name, row in ROWS.items():
+        kind, spellings = row.metadata["kind"], (flag(name), *row.metadata["short"])
+        if kind.bare is None:
+            parser.add_argument(*spellings, dest=name)
+        else:
+            parser.add_argument(*spellings, dest=name, action="store_const", const=kind.bare)
+        if kind.negated is not None:
+            parser.add_argument("--no-" + flag(name)[2:], dest=name, action="store_const", const=kind.negated)
+    try:
+        typed, rest = parser.parse_known_args(argv)
+    except argparse.ArgumentError as error:  # with rows like these: a value is missing, or a flag was given one
+        raise _bad_use(error.argument_name.split("/")[0]) from None
+    if rest:
+        spelled = [spelling for action in parser._actions for spelling in action.option_strings]
+        raise _unknown(rest[0], rest[0].split("=")[0], spelled, source)
+    return vars(typed)
+
+
+def _bad_use(spelling: str) -> StartupError:
+    if spelling in {flag(name) for name, row in ROWS.items() if row.metadata["kind"].bare is None}:
+        return StartupError(f"{spelling} 后面缺一个值：用 --help 查看用法。", f"{spelling} needs a value: see --help.")
+    return StartupError(f"{spelling} 后面不能带值：用 --help 查看用法。", f"{spelling} takes no value: see --help.")
+
+
+def _read_env(env: Mapping[str, str], source: Source) -> dict[str, str]:
+    known = {variable(name): name for name in ROWS}
+    for key in env:
+        if key.startswith("CHATGLM_") and key not in known:
+            raise _unknown(key, key, known, source)
+    return {name: env[key] for key, name in known.items() if env.get(key)}
+
+
+def _read_file(path: Path, source: Source) -> dict[str, Any]:
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # Notepad writes a BOM
+    except OSError as error:
+        raise StartupError(f"配置文件 {path} 读不了（{error.strerror}）：请检查 --config 给的路径。",
+                           f"Cannot read the configuration file {path} ({error.strerror}): check --config.") from None
+    except UnicodeDecodeError:
+        raise StartupError(f"配置文件 {path} 不是 UTF-8 编码：请用 UTF-8 另存。",
+                           f"The configuration file {path} is not UTF-8: save it as UTF-8.") from None
+    except tomllib.TOMLDecodeError as error:
+        raise StartupError(f"配置文件 {path} 不是正确的 TOML（{error}）：Windows 路径请用单引号括起来。",
+                           f"{path} is not valid TOML ({error}): put Windows paths in single quotes.") from None
+    given = {}
+    for key, value in table.items():
+        name = key.replace("-", "_")
+        if name not in ROWS or name == "config":
+            raise _unknown(key, name, ROWS, source)
+        given[name] = value
+    return given
+
+
+def _cast(name: str, raw: Any, source: Source) -> Any:
+    kind = ROWS[name].metadata["kind"]
+    if isinstance(raw, list) and all(isinstance(item, str) for item in raw):
+        raw = ",".join(raw)
+    shown = str(raw).lower() if isinstance(raw, bool) else str(raw)
+    try:
+        return kind.cast(shown, source.base)
+    except (ValueError, KeyError):
+        label = source.label(name)
+        raise StartupError(f"{source.zh}里的 {label} 不能是 {shown!r}，允许的是：{kind.zh}。",
+                           f"{label} {source.en} cannot be {shown!r}; allowed: {kind.en}.", param=name) from None
+
+
+def _unknown(written: str, looked_up: str, valid: Iterable[str], source: Source) -> StartupError:
+    near = difflib.get_close_matches(looked_up, valid, n=1)
+    zh, en = (f"是不是 {near[0]}？", f" Did you mean {near[0]}?") if near else ("", "")
+    return StartupError(f"{source.zh}里的 {written} 不认识：{zh}用 --help 可以看到全部选项。",
+                        f"Unknown option {written} {source.en}.{en} --help lists them all.", param=written)
+
+
+def help_text(command: str, language: str) -> str:
+    """The page that --help prints: two lines for each option."""
+    zh = language == "zh"
+    lines = [f"用法：{command} [选项]" if zh else f"usage: {command} [options]", ""]
+    for name, row in ROWS.items():
+        kind = row.metadata["kind"]
+        spellings = ", ".join((*row.metadata["short"], flag(name)))
+        negated = f", --no-{flag(name)[2:]}" if kind.negated is not None else ""
+        default, default_word = _shown_default(row, zh), "默认" if zh else "default"
+        lines.append(f"  {spellings} {kind.metavar}".rstrip() + negated)
+        lines.append(f"      {row.metadata[language]} [{default_word} {default}; {variable(name)}]")
+    lines += ["", "  -h, --help", "      显示本页" if zh else "      show this page"]
+    return "\n".join(lines)
+
+
+def _shown_default(row: dataclasses.Field, zh: bool) -> str:
+    value = row.default
+    if value is None and row.name != "config":
+        return "auto"
+    if isinstance(value, Path):
+        return value.name
+    if isinstance(value, tuple):
+        return ",".join(value)
+    if value is None or value is False:
+        return "无" if zh else "off"
+    return str(value)

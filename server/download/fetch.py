@@ -1,0 +1,221 @@
+"""Downloading a model from the Hugging Face Hub, or a mirror that speaks its protocol.
+
+huggingface_hub finishes each file or drops it: what is resumed after a stop are the files that are complete.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fnmatch
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+from server.config import ROOT, ROWS
+from server.download.folder import locate, missing_files, repositories
+from server.errors import ModelError, StartupError
+from server.hardware import disk_free
+from server.i18n import system_language
+
+HUGGING_FACE = ROWS["endpoint"].default
+# what is loaded, the licence, and the tokenizer's code as the text that tells ChatGLM3 from ChatGLM2
+WANTED = ("config.json", "tokenizer.model", "tokenizer_config.json", "tokenization_chatglm.py", "MODEL_LICENSE",
+          "*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model.bin.index.json")
+SPARE_BYTES = 200 * 10**6  # left free on the disk
+RETRY_SECONDS = (1.0, 4.0)  # waits before asking a busy server again
+
+T = TypeVar("T")
+
+
+class RemoteFile(NamedTuple):
+    name: str
+    size: int  # bytes
+
+
+class Snapshot(NamedTuple):
+    """One state of a repository."""
+
+    repository: str
+    revision: str
+    files: Sequence[RemoteFile]
+
+
+def ensure_model(
+    name: str, *, endpoint: str = HUGGING_FACE, root: Path = ROOT, language: str | None = None
+) -> Path:
+    """The folder of the model called ``name``, downloaded into ``root``/THUDM if it is not complete.
+
+    A complete folder is taken as it is, without the network. Raises StartupError for an unknown name and for every
+    way in which a download fails, ModelError for a folder of the user's own that lacks files.
+    """
+    folder = locate(name, root)
+    missing = missing_files(folder)
+    if not missing:
+        return folder
+    candidates = repositories(folder, root)
+    if not candidates:
+        raise ModelError(f"模型文件夹 {folder} 里缺少 {'、'.join(missing)}：请把文件放齐。",
+                         f"The model folder {folder} lacks {', '.join(missing)}: put them there.")
+    endpoint = endpoint.rstrip("/")
+    _prepare_hub(endpoint)
+    try:
+        _download(candidates, endpoint, folder, zh=(language or system_language()) == "zh")
+    except KeyboardInterrupt:
+        raise StartupError(f"下载中断了：{folder} 里已完成的文件都保留，下次启动接着下其余的（没下完的文件从头下）。",
+                           f"Download interrupted: the files finished so far stay in {folder}, the next start goes on "
+                           "with the others (the one under way starts again).") from None
+    if missing := missing_files(folder):
+        raise ModelError(f"从 {endpoint} 下载完了，但 {folder} 里仍缺少 {'、'.join(missing)}：请换一个 --endpoint。",
+                         f"Downloaded from {endpoint}, but {folder} still lacks {', '.join(missing)}: try another "
+                         "--endpoint.")
+    return folder
+
+
+def _prepare_hub(endpoint: str) -> None:
+    """Must come before huggingface_hub is imported: it reads the environment only then."""
+    os.environ["HF_ENDPOINT"] = endpoint
+    if endpoint != HUGGING_FACE:
+        os.environ.setdefault("HF_HUB_DISABLE_XET", "1")  # a mirror passes the Xet store's own, often blocked, host on
+    from huggingface_hub.utils import logging
+
+    logging.set_verbosity_error()
+
+
+def _download(candidates: Sequence[str], endpoint: str, folder: Path, *, zh: bool) -> None:
+    snapshot = _find(candidates, endpoint, folder)
+    left = [file for file in snapshot.files if not _is_complete(folder, file)]
+    _drop_orphans(folder)
+    _check_disk(left, folder)
+    done, size = len(snapshot.files) - len(left), _size(sum(file.size for file in left))
+    if zh:
+        print(f"从 {endpoint} 下载 {snapshot.repository} 到 {folder}：还差 {len(left)} 个文件 {size}（已有 {done} 个）")
+    else:
+        print(f"Downloading {snapshot.repository} from {endpoint} to {folder}: {len(left)} files, {size} to go "
+              f"({done} are there)")
+    for number, file in enumerate(left, 1):
+        print(f"({number}/{len(left)}) {file.name}  {_size(file.size)}", flush=True)
+        _fetch(snapshot, file, endpoint, folder)
+
+
+def _find(candidates: Sequence[str], endpoint: str, folder: Path) -> Snapshot:
+    """The first of the candidates that the server has."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    api = HfApi(endpoint=endpoint)
+    for repository in candidates:
+        with _as_sentences(endpoint, repository, folder):
+            try:
+                info = _patiently(lambda repo=repository: api.model_info(repo, files_metadata=True, timeout=15))
+            except GatedRepoError:
+                raise  # a subclass of the next one
+            except RepositoryNotFoundError:
+                continue
+        files = [RemoteFile(entry.rfilename, entry.size or 0) for entry in info.siblings or ()]
+        return Snapshot(repository, info.sha, _wanted(files))
+    names = ", ".join(candidates)
+    raise StartupError(f"{endpoint} 上没有 {names}：请换一个 --endpoint，或把模型文件自己放进 {folder}。",
+                       f"{endpoint} has none of {names}: try another --endpoint, or put the model's files into "
+                       f"{folder} yourself.", param="endpoint")
+
+
+def _wanted(files: Sequence[RemoteFile]) -> list[RemoteFile]:
+    """What is worth downloading, small files first; pickles only where there are no safetensors."""
+    chosen = [file for file in files if any(fnmatch.fnmatch(file.name, pattern) for pattern in WANTED)]
+    if any(file.name.endswith(".safetensors") for file in chosen):
+        chosen = [file for file in chosen if not file.name.startswith("pytorch_model")]
+    chosen = [file for file in chosen if "/" not in file.name]
+    return sorted(chosen, key=lambda file: (file.name.endswith((".bin", ".safetensors")), file.name))
+
+
+def _is_complete(folder: Path, file: RemoteFile) -> bool:
+    path = folder / file.name
+    return path.is_file() and path.stat().st_size == file.size
+
+
+def _drop_orphans(folder: Path) -> None:
+    """Delete what a killed download left: huggingface_hub neither uses it again nor removes it."""
+    for path in (folder / ".cache" / "huggingface" / "download").glob("*.incomplete"):
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def _check_disk(left: Sequence[RemoteFile], folder: Path) -> None:
+    needed, free = sum(file.size for file in left) + SPARE_BYTES, disk_free(folder)
+    if needed > free:
+        raise _disk_full(folder, free, needed)
+
+
+def _fetch(snapshot: Snapshot, file: RemoteFile, endpoint: str, folder: Path) -> None:
+    from huggingface_hub import hf_hub_download
+
+    with _as_sentences(endpoint, snapshot.repository, folder):
+        _patiently(lambda: hf_hub_download(
+            snapshot.repository, file.name, revision=snapshot.revision, endpoint=endpoint, local_dir=folder
+        ))  # fmt: skip
+
+
+def _patiently(call: Callable[[], T]) -> T:
+    """Again, a little later, while the server says that it is busy."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    for seconds in RETRY_SECONDS:
+        try:
+            return call()
+        except HfHubHTTPError as error:
+            if error.response.status_code < 500:
+                raise
+            time.sleep(seconds)
+    return call()
+
+
+@contextlib.contextmanager
+def _as_sentences(endpoint: str, repository: str, folder: Path) -> Iterator[None]:
+    """Turns what huggingface_hub raises into StartupErrors."""
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError
+
+    try:
+        yield
+    except HfHubHTTPError as error:
+        raise _refused(endpoint, repository, error.response.status_code) from error
+    except PermissionError as error:
+        raise StartupError(f"不能写入 {folder}：请检查权限，或把程序移到别的文件夹。",
+                           f"Cannot write to {folder}: check its permissions, or move the program.") from error
+    except (HTTPError, OSError, ValueError) as error:  # HTTPError: no connection; ValueError: not a hub that answers
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise _disk_full(folder, disk_free(folder)) from error
+        raise _unreachable(endpoint, repository, folder) from error
+
+
+def _refused(endpoint: str, repository: str, status: int) -> StartupError:
+    if status in (401, 403):
+        return StartupError(
+            f"{endpoint} 不让下载 {repository}（{status}）：请设置环境变量 HF_TOKEN，或换一个 --endpoint。",
+            f"{endpoint} does not let you download {repository} ({status}): set HF_TOKEN, or try another --endpoint.",
+            param="endpoint")
+    return StartupError(
+        f"{endpoint} 下载 {repository} 出错（{status}）：请稍后再启动（已完成的文件会保留），或换一个 --endpoint。",
+        f"{endpoint} failed with {repository} ({status}): start again later (finished files are kept), or try another "
+        "--endpoint.", param="endpoint")
+
+
+def _unreachable(endpoint: str, repository: str, folder: Path) -> StartupError:
+    return StartupError(
+        f"从 {endpoint} 下载 {repository} 失败，连不上或连接断了：请检查网络（国内可设环境变量 "
+        f"HF_ENDPOINT=https://hf-mirror.com）后再启动，或把模型文件自己放进 {folder}。",
+        f"Could not download {repository} from {endpoint}, no connection or it broke off: check the network (in China "
+        f"set HF_ENDPOINT=https://hf-mirror.com) and start again, or put the model's files into {folder} yourself.",
+        param="endpoint")
+
+
+def _disk_full(folder: Path, free: int, needed: int | None = None) -> StartupError:
+    zh, en = (f"要 {_size(needed)}，", f"{_size(needed)} are needed, ") if needed else ("", "")
+    return StartupError(f"{folder} 所在的磁盘满了：{zh}只剩 {_size(free)}。请腾出空间再启动。",
+                        f"The disk with {folder} is full: {en}{_size(free)} are free. Make room and start again.")
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 10**9 else f"{count / 1e6:.1f} MB"

@@ -1,0 +1,84 @@
+"""Model folders on this machine: which one is meant, and what it still lacks."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from pathlib import Path
+
+from server.errors import StartupError
+
+INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+# names that can be downloaded: the folder under THUDM -> repositories, the next one is asked where one is unknown
+REPOSITORIES = {
+    "chatglm2-6b": ("THUDM/chatglm2-6b", "zai-org/chatglm2-6b"),
+    "chatglm3-6b": ("THUDM/chatglm3-6b", "zai-org/chatglm3-6b"),
+}
+# git without LFS leaves notes of some 130 bytes in place of large files
+_POINTER_BYTES = 1024
+
+
+def locate(name: str, root: Path) -> Path:
+    """The folder that ``name`` means, which need not be there yet if the model can be downloaded.
+
+    A bare name is looked up under ``root``/THUDM first, a path from the current folder and then from ``root``. Raises
+    StartupError with the nearest names if there is nothing of the kind.
+    """
+    home = root / "THUDM"
+    given = Path(name).expanduser()
+    places = [home / name, given] if given.name == name else [given, root / given]
+    for place in places:
+        if place.is_dir():
+            return place.absolute()
+    owner, _, bare = name.rpartition("/")
+    if bare in REPOSITORIES and owner in ("", "THUDM", "zai-org"):
+        return home / bare
+    raise _unknown(name, home)
+
+
+def repositories(folder: Path, root: Path) -> tuple[str, ...]:
+    """Where the contents of a folder can be had: nowhere, unless it is one of ours."""
+    return REPOSITORIES.get(folder.name, ()) if folder.resolve() == (root / "THUDM" / folder.name).resolve() else ()
+
+
+def missing_files(folder: Path) -> list[str]:
+    """What the folder lacks to be loaded; only looks at what there is, so a damaged file is the loader's to find."""
+    missing = [] if (folder / "config.json").is_file() else ["config.json"]
+    if not _has(folder, "tokenizer.model"):
+        missing.append("tokenizer.model")
+    return missing + _missing_weights(folder)
+
+
+def _missing_weights(folder: Path) -> list[str]:
+    lacking = []
+    for index in INDEXES:
+        path = folder / index
+        if path.is_file():
+            try:
+                shards = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
+            except (OSError, ValueError, KeyError, AttributeError, TypeError):
+                shards = [index]
+            absent = [shard for shard in shards if shard == index or not _has(folder, str(shard))]
+            if not absent:
+                return []
+            lacking.append(absent)
+    if lacking:
+        return min(lacking, key=len)
+    single = [*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]
+    return [] if any(_has(folder, path.name) for path in single) else ["pytorch_model.bin / model.safetensors"]
+
+
+def _has(folder: Path, name: str) -> bool:
+    path = folder / name
+    return path.is_file() and path.stat().st_size > _POINTER_BYTES
+
+
+def _unknown(name: str, home: Path) -> StartupError:
+    there = sorted({*REPOSITORIES, *(path.name for path in home.glob("*") if path.is_dir())})
+    near = difflib.get_close_matches(name.replace("\\", "/").rpartition("/")[2], there, n=1)
+    zh, en = (f"是不是 {near[0]}？", f" Did you mean {near[0]}?") if near else ("", "")
+    return StartupError(
+        f"没有叫 {name} 的模型：它不是文件夹，也不在 {home} 里。{zh}可用的有：{'、'.join(there)}。",
+        f"There is no model {name}: it is not a folder, and not in {home}.{en} Available: {', '.join(there)}.",
+        param="model",
+    )

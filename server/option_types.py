@@ -1,0 +1,74 @@
+"""The types of values that options take: how each is read from text and what it says it allows."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+
+class Kind(NamedTuple):
+    """A type of value. ``cast(text, base)`` raises ValueError; ``zh`` and ``en`` say what is allowed."""
+
+    cast: Callable[[str, Path], Any]
+    metavar: str
+    zh: str
+    en: str
+    bare: str | None = None  # what --name without a value means
+    negated: str | None = None  # what --no-name means
+
+
+def text(metavar: str, pattern: str, zh: str, en: str) -> Kind:
+    def cast(value: str, base: Path) -> str:
+        if not re.fullmatch(pattern, value):
+            raise ValueError
+        return value
+
+    return Kind(cast, metavar, zh, en)
+
+
+def choice(*values: str) -> Kind:
+    return text("|".join(values), "|".join(values), "、".join(values), ", ".join(values))
+
+
+def integer(low: int, high: int, *, auto: bool = False) -> Kind:
+    def cast(value: str, base: Path) -> int | None:
+        if auto and value == "auto":
+            return None
+        if not low <= int(value) <= high:
+            raise ValueError
+        return int(value)
+
+    zh, en = f"{low} 到 {high} 的整数", f"a whole number from {low} to {high}"
+    return Kind(cast, "N", zh + "，或 auto" * auto, en + " or auto" * auto)
+
+
+def _cast_bits(value: str, base: Path) -> int | None:
+    return {"4": 4, "8": 8, "16": 16, "0": 16, "auto": None}[value]
+
+
+def _cast_flag(value: str, base: Path) -> bool:
+    return {"true": True, "1": True, "false": False, "0": False}[value.lower()]
+
+
+def _cast_path(value: str, base: Path) -> Path | None:
+    if not value:
+        raise ValueError
+    return None if value.lower() in ("none", "false") else base / Path(value).expanduser()
+
+
+def _cast_origins(value: str, base: Path) -> tuple[str, ...]:
+    origins = tuple(part.strip().rstrip("/") for part in value.split(",") if part.strip())
+    return () if origins == ("none",) else origins
+
+
+BITS = Kind(_cast_bits, "4|8|16|0|auto", "4、8、16、0（即 16）、auto", "4, 8, 16, 0 (meaning 16), auto")
+FLAG = Kind(_cast_flag, "", "true 或 false", "true or false", bare="true", negated="false")
+FILE = Kind(_cast_path, "FILE", "文件名，或 none", "a file name or none")
+LOG = FILE._replace(metavar="PATH", negated="none")
+ORIGINS = Kind(_cast_origins, "ORIGINS", "用逗号隔开的来源、* 或 none", "origins separated by commas, * or none")
+URL = text("URL", r"https?://\S+", "http:// 或 https:// 开头的网址", "an address that starts with http:// or https://")
+DEVICE = text("auto|cpu|cuda|cuda:N", r"auto|cpu|cuda(:\d+)?", "auto、cpu、cuda、cuda:0", "auto, cpu, cuda, cuda:0")
+NAME = text("NAME|DIR", r".*\S.*", "模型名或文件夹", "a model's name or a folder")
+HOST = text("ADDRESS", r"\S+", "网络地址", "a network address")

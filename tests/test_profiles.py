@@ -1,0 +1,193 @@
+import json
+
+import pytest
+
+from server.config import Config
+from server.errors import ModelError, StartupError
+from server.footprint import GiB, ModelShape
+from server.hardware import GPU, Hardware
+from server.profiles import GPU_TIERS, ITEM_BYTES, TIERS, choose
+
+CHATGLM2_6B = {
+    "num_layers": 28, "hidden_size": 4096, "ffn_hidden_size": 13696, "num_attention_heads": 32, "kv_channels": 128,
+    "multi_query_attention": True, "multi_query_group_num": 2, "padded_vocab_size": 65024, "seq_length": 32768,
+}  # fmt: skip
+DEMO = {**CHATGLM2_6B, "num_layers": 4, "hidden_size": 256, "ffn_hidden_size": 688, "num_attention_heads": 8,
+        "kv_channels": 32, "seq_length": 2048}  # fmt: skip
+SHAPE = ModelShape.from_config(CHATGLM2_6B)
+
+
+def machine(vram=None, ram=64.0, torch_cuda="12.6", capability=(8, 6), more=()) -> Hardware:
+    """A machine with so many GiB free."""
+    sizes = (() if vram is None else (vram,)) + more
+    gpus = tuple(GPU(i, f"GPU{i}", int(v * GiB), int(v * GiB), capability) for i, v in enumerate(sizes))
+    return Hardware(gpus=gpus, torch_cuda=torch_cuda, ram_available=int(ram * GiB), cores=6)
+
+
+def test_shape_has_the_models_real_numbers():
+    # the checkpoint's own total counts 32 rotary values more, which are computed and not loaded
+    assert SHAPE.weight_bytes(16, 2) + 32 * 2 == 12_487_168_064
+    assert SHAPE.kv * 2 == 28 * 1024
+
+
+def independent_full_house(profile) -> int:
+    """Weights and cache written out from the model's tensors, not from ModelShape."""
+    item = ITEM_BYTES[profile.dtype]
+    layer = 4608 * 4096 + 4096 * 4096 + 27392 * 4096 + 4096 * 13696
+    linears, embedding = 28 * layer + 65024 * 4096, 65024 * 4096
+    small = 28 * (2 * 4096 + 4608) + 4096
+    per_weight = {4: 4.5 / 8, 8: 8.5 / 8, 16: item}[profile.bits]
+    cache = profile.slots * profile.max_length * 28 * 2 * 2 * 128 * item
+    return int(linears * per_weight) + (embedding + small) * item + cache
+
+
+@pytest.mark.parametrize("name", GPU_TIERS)
+def test_a_full_house_fits_into_its_tier(name):
+    memory = TIERS[name].memory
+    profile = choose(machine(memory / GiB), SHAPE, Config(profile=name))
+    assert profile.name == name and profile.warnings == ()
+    assert profile.slots * 2 >= TIERS[name].slots
+    beside = profile.needs - independent_full_house(profile)
+    assert 0.6 * GiB < beside < 1.6 * GiB  # runtime and working memory
+    assert profile.needs <= memory
+
+
+@pytest.mark.parametrize(("ram", "bits"), [(32, 16), (13, 16), (12, 8), (8.5, 8), (7, 4), (6, 4)])
+def test_cpu_takes_the_fastest_that_fits(ram, bits):
+    profile = choose(machine(ram=ram), SHAPE, Config())
+    assert (profile.name, profile.device, profile.bits, profile.dtype) == ("cpu", "cpu", bits, "bfloat16")
+    assert independent_full_house(profile) < profile.needs <= ram * GiB
+    assert profile.threads == 6
+
+
+@pytest.mark.parametrize(
+    ("free", "name", "bits"), [(80, "large", 16), (13, "large", 16), (12, "medium", 8), (10, "medium", 8),
+                               (8, "small", 4), (6, "small", 4), (5.1, "small", 4)],
+)  # fmt: skip
+def test_auto_goes_by_free_memory(free, name, bits):
+    profile = choose(machine(free), SHAPE, Config())
+    assert (profile.name, profile.bits, profile.device, profile.dtype) == (name, bits, "cuda:0", "float16")
+    assert profile.needs <= free * GiB and profile.warnings == ()
+
+
+def test_total_memory_does_not_count():
+    gpu = GPU(0, "busy", 24 * GiB, 3 * GiB, (8, 6))
+    profile = choose(Hardware(gpus=(gpu,), torch_cuda="12.6", ram_available=64 * GiB, cores=4), SHAPE, Config())
+    assert profile.name == "cpu" and "3.0 GiB" in profile.warnings[0].en
+
+
+def test_the_gpu_with_most_free_memory_is_taken():
+    assert choose(machine(6, more=(24, 12)), SHAPE, Config()).device == "cuda:1"
+    assert choose(machine(6, more=(24, 12)), SHAPE, Config(device="cuda:2")).device == "cuda:2"
+
+
+def test_single_values_override():
+    asked = Config(quantize=8, slots=3, max_length=8192, prefill_chunk=64, dtype="float32", threads=2)
+    profile = choose(machine(24), SHAPE, asked)
+    got = (profile.name, profile.bits, profile.slots, profile.max_length, profile.prefill_chunk, profile.dtype)
+    assert got == ("medium", 8, 3, 8192, 64, "float32")
+    assert profile.threads == 2
+
+
+@pytest.mark.parametrize(
+    ("hardware", "config"),
+    [
+        (machine(6), Config(profile="large")),
+        (machine(6), Config(quantize=16)),
+        (machine(3), Config(device="cuda")),
+        (machine(ram=8), Config(quantize=16)),
+    ],
+    ids=str,
+)
+def test_explicit_choices_are_done_with_a_warning(hardware, config):
+    profile = choose(hardware, SHAPE, config)
+    assert profile.bits == (config.quantize or TIERS[profile.name].bits)
+    (warning,) = profile.warnings
+    assert f"{profile.needs / GiB:.1f} GiB" in warning.zh and f"{profile.needs / GiB:.1f} GiB" in warning.en
+
+
+def test_gpu_profile_without_a_gpu_runs_on_the_cpu_with_a_warning():
+    profile = choose(machine(), SHAPE, Config(profile="small"))
+    assert (profile.device, profile.bits) == ("cpu", 4)
+    assert "no NVIDIA GPU" in profile.warnings[0].en
+
+
+@pytest.mark.parametrize(
+    ("hardware", "reason"),
+    [
+        (machine(24, torch_cuda=None), "installed for the CPU"),
+        (machine(24, capability=(3, 5)), "too old"),
+        (machine(24, capability=(7, 0), torch_cuda="13.0"), "too old"),
+    ],
+)
+def test_gpu_that_torch_cannot_use(hardware, reason):
+    profile = choose(hardware, SHAPE, Config())
+    assert profile.device == "cpu" and reason in profile.warnings[0].en
+    with pytest.raises(StartupError, match=reason):
+        choose(hardware, SHAPE, Config(device="cuda"))
+
+
+@pytest.mark.parametrize("config", [Config(device="cpu"), Config(profile="cpu")])
+def test_cpu_by_request(config):
+    assert choose(machine(24), SHAPE, config).device == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (Config(device="cuda"), "no NVIDIA GPU"),
+        (Config(max_length=40000), "32768"),
+        (Config(device="cuda", profile="cpu"), "contradicts"),
+    ],
+)
+def test_impossible_requests(config, said):
+    with pytest.raises(StartupError, match=said) as caught:
+        choose(machine(), SHAPE, config)
+    assert caught.value.param
+
+
+def test_gpu_that_is_not_there():
+    with pytest.raises(StartupError, match=r"cuda:3.*cuda:0"):
+        choose(machine(24), SHAPE, Config(device="cuda:3"))
+
+
+def test_nothing_fits():
+    with pytest.raises(StartupError) as caught:
+        choose(machine(3, ram=4), SHAPE, Config())
+    assert "3.0 GiB" in caught.value.en and "4.0 GiB" in caught.value.en and "--model demo" in caught.value.zh
+
+
+def test_small_model_goes_to_the_cpu_in_float32():
+    demo = ModelShape.from_config(DEMO)
+    profile = choose(machine(24), demo, Config(model="demo"))
+    assert (profile.device, profile.dtype, profile.bits, profile.max_length) == ("cpu", "float32", 16, 2048)
+    assert profile.slots > 1
+    assert choose(machine(24), demo, Config(device="cuda")).device == "cuda:0"
+    assert choose(machine(), demo, Config(quantize=4)).bits == 4
+    assert choose(machine(), demo, Config(dtype="bfloat16")).dtype == "bfloat16"
+
+
+def test_stored_quantization_wins():
+    shape = ModelShape.from_config({**CHATGLM2_6B, "quantization_bit": 4})
+    # the official int4 file: 3,923,712,365 bytes, one scale per row instead of per 32 weights
+    assert 3_923_712_365 < shape.weight_bytes(4, 2) < 1.1 * 3_923_712_365
+    assert choose(machine(24), shape, Config()).bits == 4
+    assert choose(machine(24), shape, Config(profile="large")).bits == 4
+    assert choose(machine(ram=64), shape, Config()).bits == 4
+    with pytest.raises(StartupError, match="stored in 4 bits"):
+        choose(machine(24), shape, Config(quantize=8))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"), [(None, "Cannot read"), ("{", "Cannot read"), ("[]", "Cannot read"), ("{}", "num_layers")]
+)
+def test_damaged_config_json(content, said, tmp_path):
+    if content is not None:
+        (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ModelError, match=said):
+        ModelShape.from_folder(tmp_path)
+
+
+def test_shape_from_folder(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(CHATGLM2_6B))
+    assert ModelShape.from_folder(tmp_path) == SHAPE
