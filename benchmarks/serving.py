@@ -4,7 +4,7 @@
     python -m benchmarks.serving --random chatglm2-6b --dtype bfloat16     # writes 12.5 GB of random weights once
 
 Every option of the server itself works too (--profile, -q, --threads ...). The clients are threads that read the
-engine's streams: the HTTP layer is left out, ``--http`` adds its share measured over a real socket.
+engine's streams, without HTTP between.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from __future__ import annotations
 import argparse
 import random
 import statistics
-import sys
 import threading
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 from benchmarks.random_model import CONFIGS, ROOT, make_random_model
+from server.config import parse
 from server.core import GenerationRequest, SamplingParams
 from server.engine.local import LocalEngine
+from server.serve import build_engine, prepare
 
 
 @dataclass(frozen=True)
@@ -46,14 +46,13 @@ def read_answer(engine: LocalEngine, prompt_ids: list[int], new_tokens: int) -> 
 
 
 class Prompts:
-    """Random prompts that share no prefix, from ids that both vocabularies have."""
+    """Random prompts that share no prefix, from ids that every vocabulary has."""
 
-    def __init__(self, vocab_size: int):
+    def __init__(self):
         self._random = random.Random(0)
-        self._vocab_size = vocab_size
 
     def make(self, length: int) -> list[int]:
-        return [self._random.randrange(300, self._vocab_size) for _ in range(length)]
+        return [self._random.randrange(300, 1500) for _ in range(length)]
 
 
 def first_token(engine: LocalEngine, prompts: Prompts, lengths: list[int], repeat: int) -> None:
@@ -125,12 +124,15 @@ def main() -> None:
 
 
 def run(options: argparse.Namespace, server_options: list[str]) -> None:
-    from server.serve import start_engine  # only now: it imports torch
-
+    config = parse(["--slots", str(max(options.clients)), *server_options])
+    folder, profile = prepare(config)
     begin = time.perf_counter()
-    engine = start_engine(["--slots", str(max(options.clients)), "--queue", "32", *server_options])
-    print(f"loaded in {time.perf_counter() - begin:.1f} s")
-    prompts = Prompts(min(engine.vocab_size, 2000))
+    engine = build_engine(config, folder, profile)
+    print(
+        f"{folder.name}: {profile.bits} bits, {profile.dtype}, {profile.device}, {profile.threads} threads, "
+        f"loaded in {time.perf_counter() - begin:.1f} s"
+    )
+    prompts = Prompts()
     read_answer(engine, prompts.make(32), 4)  # warm-up
     lengths = [length for length in options.lengths if length < engine.max_length]
     first_token(engine, prompts, lengths, options.repeat)
@@ -140,5 +142,4 @@ def run(options: argparse.Namespace, server_options: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     main()

@@ -147,5 +147,5 @@ class Engine(Protocol):
     def tokenize(self, text: str) -> Tokenization:
         """Cut a text as the model's own tokenizer does."""
 
-    def close(self) -> None:
-        """Interrupt everything, let the readers have what was made, and end the engine's thread."""
+    def close(self, timeout: float | None = None) -> None:
+        """Interrupt everything, let the readers have what was made, and wait for the engine's thread to end."""

@@ -92,13 +92,13 @@ class LocalEngine:
         tokenizer = self._model.tokenizer
         return Tokenization(tuple(tokenizer.encode(text)), tuple(tokenizer.pieces(text)))
 
-    def close(self) -> None:
+    def close(self, timeout: float | None = None) -> None:
         with self._wake:
             self._closing = True
             for sequence in self._live.values():
                 sequence.finish(FinishReason.ABORT)
             self._wake.notify()
-        self._thread.join()
+        self._thread.join(timeout)
 
     def _check_room(self) -> None:
         if self._closing:

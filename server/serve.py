@@ -1,0 +1,198 @@
+"""``python -m server serve``: puts the parts together, starts them, and stops them in order."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+import webbrowser
+from collections.abc import Callable
+from pathlib import Path
+
+from server.config import ROOT, Config
+from server.core import Engine
+from server.download import ensure_model
+from server.errors import StartupError
+from server.hardware import lan_addresses, probe
+from server.profiles import LaunchProfile, ModelShape, choose
+
+log = logging.getLogger(__name__)
+
+# running answers get this long to send their last event after Ctrl+C, the engine's last step included
+_SHUTDOWN_SECONDS = 4.0
+
+
+def serve(config: Config) -> int:
+    """Run the server until Ctrl+C or SIGTERM; returns the exit code.
+
+    Whatever can be wrong is found before the model is loaded, which may take minutes: raises StartupError for a log
+    that cannot be written, a port in use, a model that is not there or does not fit.
+    """
+    from server.api.app import create_app
+    from server.api.chatlog import open_chat_log
+    from server.api.dialect import ApiSettings
+    from server.api.wsgi import create_server
+
+    say = _speaker(config)
+    chat_log = open_chat_log(config.chat_log) if config.chat_log else None
+    with _bind(config.host, config.port) as sock:
+        folder, profile = prepare(config)
+        _print_choice(say, folder, profile)
+        engine = build_engine(config, folder, profile)
+        addresses = _addresses(sock)
+        settings = ApiSettings(
+            chat_log=chat_log,
+            max_body_bytes=config.max_body * 2**20,
+            cors_origins=config.cors if config.cors != ("*",) else "*",
+            language=config.language,
+            addresses=tuple(addresses),
+        )
+        server = create_server(create_app(engine, settings), engine, settings, sock)
+        _print_ready(say, addresses, config)
+        if config.browser:
+            webbrowser.open(addresses[0])
+        _run_until_told(server, engine, say)
+    return 0
+
+
+def prepare(config: Config) -> tuple[Path, LaunchProfile]:
+    """The model's folder, downloaded if it is missing, and how to run it on this machine."""
+    folder = ensure_model(config.model, endpoint=config.endpoint)
+    return folder, choose(probe(ROOT), ModelShape.from_folder(folder), config)
+
+
+def build_engine(config: Config, folder: Path, profile: LaunchProfile) -> Engine:
+    """Load the model as the profile says, with a progress bar if it is a large one; torch is imported only now."""
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # the order in which the probe numbered the GPUs
+    import torch
+
+    from server.engine.local import EngineSettings, LocalEngine
+    from server.kernels.torch_ops import TorchOps
+    from server.models.loader import load_model
+
+    torch.set_num_threads(profile.threads)
+    with _progress_bar(config) as progress:
+        model = load_model(
+            folder,
+            dtype=getattr(torch, profile.dtype),
+            device=profile.device,
+            bits=profile.bits,
+            ops=TorchOps(),
+            family=config.family,
+            progress=progress,
+        )
+    settings = EngineSettings(profile.max_length, profile.slots, config.queue, profile.prefill_chunk)
+    return LocalEngine(model, settings)
+
+
+@contextlib.contextmanager
+def _progress_bar(config: Config):
+    """A callback (done, total) in bytes that draws a bar once loading has taken more than a second."""
+    from tqdm import tqdm
+
+    label = "正在加载模型" if config.language == "zh" else "loading the model"
+    with tqdm(unit="B", unit_scale=True, unit_divisor=1024, desc=label, delay=1, leave=False) as bar:
+
+        def advance(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield advance
+
+
+def _speaker(config: Config) -> Callable[[str, str], None]:
+    """Prints one of two sentences, by the user's language."""
+    return lambda zh, en: print(zh if config.language == "zh" else en, flush=True)
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        sock = socket.socket(family, socket.SOCK_STREAM)
+    except OSError as error:
+        raise StartupError(
+            f"不认识监听地址 {host}（{error.strerror}）：请检查 --host。",
+            f"{host} is not an address to listen on ({error.strerror}): check --host.",
+        ) from None
+    # on Windows this option would let two programs share the port
+    if os.name != "nt":
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind(address)
+        if os.name != "nt":
+            sock.listen(1)  # two sockets may be bound to a port, but only one can listen
+    except OSError as error:
+        sock.close()
+        raise StartupError(
+            f"不能在 {host} 的端口 {port} 上监听（{error.strerror}）：可能程序已经在运行，请关掉它，"
+            "或用 --port 换一个端口。",
+            f"Cannot listen on {host} port {port} ({error.strerror}): the program may be running already; stop it, or "
+            "choose another port with --port.",
+        ) from None
+    return sock
+
+
+def _addresses(sock: socket.socket) -> list[str]:
+    """URLs under which the server can be reached, the local one first."""
+    host, port = sock.getsockname()[:2]
+    if host in ("0.0.0.0", "::"):
+        return [f"http://{address}:{port}" for address in ("127.0.0.1", *lan_addresses())]
+    return [f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"]
+
+
+def _print_choice(say: Callable[[str, str], None], folder: Path, profile: LaunchProfile) -> None:
+    needs = f"{profile.needs / 2**30:.1f} GiB"
+    say(f"模型：{folder}", f"model: {folder}")
+    zh, en = ("不量化", "not quantized") if profile.bits == 16 else (f"int{profile.bits}", f"int{profile.bits}")
+    say(
+        f"档位：{profile.name}（{profile.device}，{zh}，{profile.dtype}，约需 {needs}），因为{profile.reason.zh}",
+        f"profile: {profile.name} ({profile.device}, {en}, {profile.dtype}, about {needs}): {profile.reason.en}",
+    )
+    say(
+        f"同时回答 {profile.slots} 个请求，每个最多 {profile.max_length} token，{profile.threads} 个 CPU 线程",
+        f"{profile.slots} requests at once, {profile.max_length} tokens each, {profile.threads} CPU threads",
+    )
+    for warning in profile.warnings:
+        say(f"注意：{warning.zh}", f"note: {warning.en}")
+
+
+def _print_ready(say: Callable[[str, str], None], addresses: list[str], config: Config) -> None:
+    say(f"已就绪：{addresses[0]}", f"ready: {addresses[0]}")
+    for address in addresses[1:]:
+        say(f"局域网：{address}", f"on the local network: {address}")
+    if len(addresses) == 1 and config.host == "127.0.0.1" and (lan := lan_addresses()):
+        say(
+            f"局域网：加 --host 0.0.0.0 后，别的机器可访问 http://{lan[0]}:{config.port}",
+            f"on the local network: start with --host 0.0.0.0 to be reached at http://{lan[0]}:{config.port}",
+        )
+    body = '{"query":"你好","stream":true}'
+    # cmd.exe knows no single quotes
+    quoted = '"' + body.replace('"', '\\"') + '"' if os.name == "nt" else f"'{body}'"
+    say("试一试：", "try it:")
+    print(f"  curl -N {addresses[0]}/generate -d {quoted}", flush=True)
+    say("按 Ctrl+C 停止", "Ctrl+C stops it")
+
+
+def _run_until_told(server, engine: Engine, say: Callable[[str, str], None]) -> None:
+    """Serve in a thread of its own, so that the main thread can take signals on Windows too."""
+    from server.api.wsgi import stop
+
+    told = threading.Event()
+    for name in ("SIGINT", "SIGTERM", "SIGBREAK"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), lambda *_: os._exit(130) if told.is_set() else told.set())
+    thread = threading.Thread(target=server.run, name="http", daemon=True)
+    thread.start()
+    while not told.wait(0.5):  # without a timeout Windows would not deliver Ctrl+C
+        pass
+    say("正在停止……", "stopping ...")
+    deadline = time.monotonic() + _SHUTDOWN_SECONDS
+    engine.close(timeout=_SHUTDOWN_SECONDS / 2)
+    stop(server, timeout=max(0.1, deadline - time.monotonic()))
+    thread.join(timeout=1)
+    sys.stdout.flush()
