@@ -63,7 +63,13 @@ class LocalEngine:
         prompt_ids = fit_prompt(self._model.family, self._model.tokenizer, request, max_length)
         max_total = min(max_length, len(prompt_ids) + (params.max_tokens or max_length))
         sequence = Sequence(
-            f"req-{uuid.uuid4().hex[:16]}", prompt_ids, params, self._stop_ids, max_total, request.client
+            f"req-{uuid.uuid4().hex[:16]}",
+            prompt_ids,
+            params,
+            self._stop_ids,
+            max_total,
+            client=request.client,
+            context=self._model.network.context(prompt_ids),
         )
         answer = AnswerText(
             self._model.family,

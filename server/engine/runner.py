@@ -44,7 +44,7 @@ class ModelRunner:
         for sequence, length in work:
             start = sequence.num_computed
             token_ids += sequence.token_ids[start : start + length]
-            segments.append(Segment(sequence.slot, start, length))
+            segments.append(Segment(sequence.slot, start, length, sequence.context))
             row += length
             rows.append(row - 1)
         drawing = [i for i, piece in enumerate(work) if piece.draws]

@@ -11,6 +11,7 @@ import torch
 
 from server.core import FinishReason, SamplingParams
 from server.errors import ServerError
+from server.models.base import Context
 
 
 @dataclass(frozen=True)
@@ -37,12 +38,14 @@ class Sequence:
         stop_ids: frozenset[int],
         max_total: int,
         client: str = "",
+        context: Context | None = None,
     ):
         self.request_id = request_id
         self.client = client
         self.params = params
         self.stop_ids = stop_ids
         self.max_total = max_total
+        self.context = context
         self.token_ids = list(prompt_ids)
         self.num_prompt = len(prompt_ids)
         self.num_computed = 0

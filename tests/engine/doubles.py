@@ -32,6 +32,9 @@ class HashNetwork:
     def rows_read(self) -> int:
         return sum(map(sum, self.steps))
 
+    def context(self, prompt_ids):
+        return None
+
     def forward(self, batch: ForwardBatch, cache) -> torch.Tensor:
         self.steps.append([s.length for s in batch.segments])
         rows, row = {}, 0
