@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from server.core import GenerationRequest, Message, Overflow
 from server.errors import BadRequest, ContextOverflow
 from server.models.base import Family, Tokenizer
@@ -31,7 +33,10 @@ def fit_prompt(family: Family, tokenizer: Tokenizer, request: GenerationRequest,
 
     if request.overflow is Overflow.REFUSE:
         return _refuse_if_longer(build(0), max_length - 1, max_length)
-    return _drop_oldest(build, len(rounds), int(max_length * _PROMPT_SHARE), max_length)
+    allowed = int(max_length * _PROMPT_SHARE)
+    newest = _refuse_if_longer(build(len(rounds) - 1), allowed, max_length)
+    oldest_possible = _first_round_that_may_fit(tokenizer, rounds, allowed)
+    return _with_more_rounds(build, newest, oldest_possible, len(rounds) - 1, allowed)
 
 
 def split_rounds(messages: tuple[Message, ...]) -> tuple[list[Message], list[list[Message]]]:
@@ -45,21 +50,31 @@ def split_rounds(messages: tuple[Message, ...]) -> tuple[list[Message], list[lis
     return list(messages[:begin]), rounds
 
 
-def _drop_oldest(build, num_rounds: int, allowed: int, max_length: int) -> list[int]:
-    """The prompt with as many of the newest rounds as fit; halving, because each try encodes the whole text."""
-    ids = build(0)
-    if len(ids) <= allowed:
-        return ids
-    best = _refuse_if_longer(build(num_rounds - 1), allowed, max_length)
-    too_many, fits = 0, num_rounds - 1
-    while fits - too_many > 1:
-        middle = (too_many + fits) // 2
+def _first_round_that_may_fit(tokenizer: Tokenizer, rounds: list[list[Message]], allowed: int) -> int:
+    """Index of the oldest round worth trying: from there on the texts alone, without the template, could fit.
+
+    Encodes no more than what is allowed and one round, however long the history is.
+    """
+    total = 0
+    for index in range(len(rounds) - 1, -1, -1):
+        total += sum(len(tokenizer.encode(message.content)) for message in rounds[index])
+        if total > allowed:
+            return index + 1
+    return 0
+
+
+def _with_more_rounds(
+    build: Callable[[int], list[int]], fitting: list[int], first: int, last: int, allowed: int
+) -> list[int]:
+    """The longest prompt that fits, beginning at a round from ``first`` to ``last``; ``fitting`` begins at ``last``."""
+    while first < last:
+        middle = (first + last) // 2
         ids = build(middle)
         if len(ids) <= allowed:
-            best, fits = ids, middle
+            fitting, last = ids, middle
         else:
-            too_many = middle
-    return best
+            first = middle + 1
+    return fitting
 
 
 def _refuse_if_longer(ids: list[int], allowed: int, max_length: int) -> list[int]:

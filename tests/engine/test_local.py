@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from server.core import FinishReason, GenerationRequest, Message, Overflow, SamplingParams
+from server.engine.prompting import fit_prompt
 from server.errors import BadRequest, ContextOverflow, Overloaded
-from tests.engine.doubles import EOS, VOCAB, HashNetwork, expected, make_engine
+from tests.engine.doubles import EOS, VOCAB, AsciiTokenizer, HashNetwork, PlainFamily, expected, make_engine
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12)
 
@@ -289,6 +290,31 @@ def test_oldest_rounds_are_dropped_into_80_percent(engine_with):
     usage = collect(engine_with().submit(request))[2].usage
     # "S", two rounds of 42 and "now" with their newlines are 90; a third round would make 132 > 120
     assert usage.prompt_tokens == 90
+
+
+@pytest.mark.parametrize("max_length", range(20, 240, 7))
+@pytest.mark.parametrize("size", [0, 3, 20])
+def test_as_many_rounds_are_kept_as_fit(size, max_length):
+    tokenizer, family, allowed = AsciiTokenizer(), PlainFamily(), int(max_length * 0.8)
+    messages = rounds(9, size)
+    request = GenerationRequest(messages=messages, overflow=Overflow.DROP_OLDEST)
+    prompts = [family.build_prompt(tokenizer, messages[first:]) for first in range(0, len(messages), 2)]
+    longest = next(ids for ids in prompts if len(ids) <= allowed)
+    assert fit_prompt(family, tokenizer, request, max_length) == longest
+
+
+def test_a_history_of_megabytes_is_not_encoded_whole():
+    class Counting(AsciiTokenizer):
+        encoded = 0
+
+        def encode(self, text):
+            self.encoded += len(text)
+            return super().encode(text)
+
+    tokenizer = Counting()
+    request = GenerationRequest(messages=rounds(25, size=200_000), overflow=Overflow.DROP_OLDEST)
+    assert fit_prompt(PlainFamily(), tokenizer, request, 100) == tokenizer.encode("now\n")
+    assert tokenizer.encoded < 500_000
 
 
 def test_a_query_that_alone_is_too_long_is_refused_with_both_numbers(engine_with):
