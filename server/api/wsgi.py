@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import time
 from functools import partial
@@ -40,6 +41,8 @@ def create_server(app: Flask, engine: Engine, settings: ApiSettings, sock: socke
         ident="chatglm-portable",
     )
     server.channel_class = partial(_Channel, settings)
+    # it warns whenever a request waits a moment for a thread; ours are refused with 503 before that matters
+    logging.getLogger("waitress.queue").setLevel(logging.ERROR)
     return server
 
 
