@@ -12,12 +12,20 @@ import torch
 from server.core import Message
 
 
+class Context(NamedTuple):
+    """The prompt of a prefix language model (ChatGLM-6B), whose tokens attend to each other in both directions."""
+
+    length: int  # tokens in front of <sop>; the first segment holds them all
+    mask: int  # index of the mask token that the answer stands for
+
+
 class Segment(NamedTuple):
     """Consecutive tokens of one sequence in a flat batch: tokens ``start`` .. ``start + length - 1`` of it."""
 
     slot: int  # the sequence's place in the KV cache
     start: int  # tokens of the sequence that are in the cache already
     length: int  # rows of the batch
+    context: Context | None = None  # the sequence's own, what ``Network.context`` said of its prompt
 
 
 @dataclass(frozen=True)
@@ -60,6 +68,12 @@ class Network(Protocol):
     kv_shape: KVShape
     vocab_size: int
     max_positions: int  # the context length that it was trained for, in tokens
+
+    def context(self, prompt_ids: Sequence[int]) -> Context | None:
+        """What every segment of a sequence with this prompt has to carry; None for a causal network.
+
+        Raises BadRequest for ids that are no prompt.
+        """
 
     def forward(self, batch: ForwardBatch, cache: KVCache) -> torch.Tensor:
         """Logits float32 [R, vocab_size] of the wanted rows; the cache then holds all T tokens."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
-import pickle
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -97,12 +97,7 @@ def _read_safetensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
         if size < 8 + length:
             raise _truncated(path, 8 + length, size)
         try:
-            header = json.loads(file.read(length))
-            entries = [
-                (name, _DTYPES[entry["dtype"]], entry["shape"], *entry["data_offsets"])
-                for name, entry in header.items()
-                if name != "__metadata__"
-            ]
+            entries = _entries(json.loads(file.read(length)))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise damaged(path, "不是有效的 safetensors 文件", "is not a valid safetensors file") from error
         expected = 8 + length + max((end for *_, end in entries), default=0)
@@ -115,6 +110,18 @@ def _read_safetensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
             file.seek(8 + length + begin)
             file.readinto(tensor.view(-1).view(torch.uint8).numpy())
             yield name, tensor
+
+
+def _entries(header: dict) -> list[tuple[str, torch.dtype, list[int], int, int]]:
+    """Name, dtype, shape, begin and end of each tensor; raises ValueError and its like where it is none of these."""
+    entries = []
+    for name, entry in header.items():
+        if name != "__metadata__":
+            shape, (begin, end) = entry["shape"], entry["data_offsets"]
+            if not all(isinstance(number, int) and number >= 0 for number in (*shape, begin, end)):
+                raise ValueError(name)
+            entries.append((name, _DTYPES[entry["dtype"]], shape, begin, end))
+    return entries
 
 
 def _truncated(path: Path, expected: int, size: int) -> ModelError:
@@ -138,14 +145,14 @@ def _read_torch(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
 
 def _load_torch(path: Path) -> object:
     """Weights only: a pickle can carry code, and this never runs any."""
-    try:
+    # damaged bytes lead torch to whatever exception: each of them means that the file cannot be read
+    with contextlib.suppress(Exception):
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, OSError, ValueError, EOFError, pickle.UnpicklingError):
-        pass  # saved by torch < 1.6, whose format cannot be mapped, or indeed damaged
     try:
+        # the format of torch before 1.6 cannot be mapped, and neither can some paths on Windows
         with path.open("rb") as file:
             return torch.load(file, map_location="cpu", weights_only=True)
-    except (RuntimeError, OSError, ValueError, EOFError, KeyError, AttributeError, pickle.UnpicklingError) as error:
+    except Exception as error:
         raise damaged(
             path,
             "不完整或已损坏，无法作为权重文件读取",

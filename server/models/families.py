@@ -8,13 +8,14 @@ from typing import Any
 
 from server.errors import ModelError
 from server.models.base import Family
+from server.models.chatglm.prompt import ChatGLM
 from server.models.chatglm2.prompt import ChatGLM2, ChatGLM3
 
 AUTO = "auto"
 
 
 def families() -> tuple[Family, ...]:
-    return ChatGLM2(), ChatGLM3()
+    return ChatGLM2(), ChatGLM3(), ChatGLM()
 
 
 def find_family(config: Mapping[str, Any], folder: Path, name: str = AUTO) -> Family:
@@ -35,7 +36,9 @@ def find_family(config: Mapping[str, Any], folder: Path, name: str = AUTO) -> Fa
         )
     raise ModelError(
         f"{folder / 'config.json'} 不是本程序支持的模型（{names}）：model_type 是 {config.get('model_type')!r}，"
-        "并且没有 padded_vocab_size 和 multi_query_attention 字段。",
+        "并且既没有 padded_vocab_size 和 multi_query_attention，"
+        "也没有 inner_hidden_size 和 position_encoding_2d 字段。",
         f"{folder / 'config.json'} is none of the supported models ({names}): model_type is "
-        f"{config.get('model_type')!r}, and the fields padded_vocab_size and multi_query_attention are not there.",
+        f"{config.get('model_type')!r}, and it has neither padded_vocab_size and multi_query_attention nor "
+        "inner_hidden_size and position_encoding_2d.",
     )

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from sentencepiece import SentencePieceProcessor
+
 from server.errors import ModelError
 
 _LFS_POINTER = b"version https://git-lfs.github.com/spec"
@@ -61,3 +63,17 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise damaged(path, "不是一个 JSON 对象", "is not a JSON object")
     return content
+
+
+def load_sentencepiece(path: Path) -> SentencePieceProcessor:
+    content = read_bytes(path)
+    try:
+        # from memory: sentencepiece itself cannot open a path with Chinese characters on Windows
+        return SentencePieceProcessor(model_proto=content)
+    except (RuntimeError, ValueError) as error:
+        raise damaged(path, "不是有效的分词模型", "is not a valid sentencepiece model") from error
+
+
+def without_surrogates(text: str) -> str:
+    """JSON can carry half of a surrogate pair, which is no character and cannot be encoded."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -121,7 +121,10 @@ class _Filler:
         self._ops = ops
         self._quantize = bits < (config.get("quantization_bit") or 16)
         self._has_prefix = bool(config.get("pre_seq_len"))
+        self._tied = getattr(network, "tied", {})  # source: what takes its value
         self._empty = {name: tuple(p.shape) for name, p in network.named_parameters()}
+        for name in self._tied.values():
+            del self._empty[name]
         self._halves: dict[str, torch.Tensor] = {}  # official codes and scales that wait for each other
         self._prefix: dict[str, torch.Tensor] = {}
         self._ignored: list[str] = []
@@ -138,7 +141,7 @@ class _Filler:
         elif name in self._empty:
             self._expect(name, tensor, self._empty[name], file)
             self._place(name, tensor)
-        elif not name.endswith("inv_freq"):  # the rotary table's, which is computed
+        elif name not in self._tied.values() and not name.endswith("inv_freq"):  # the rotary table's, which is computed
             self._ignored.append(name)
 
     def finish(self, folder: Path) -> Prefix | None:
@@ -160,17 +163,19 @@ class _Filler:
     def _place(self, name: str, tensor: torch.Tensor) -> None:
         owner, _, attribute = name.rpartition(".")
         module = self._network.get_submodule(owner)
+        self._empty.pop(name, None)
         if self._quantize and attribute == "weight" and isinstance(module, nn.Linear):
             self._place_quantized(name, quantize(tensor.to(self._device), self._bits))
             return
         placed = tensor.to(self._device, self._dtype)
         setattr(module, attribute, nn.Parameter(placed, requires_grad=False))
-        del self._empty[name]
+        if name in self._tied:
+            self._place(self._tied[name], placed)
 
     def _place_codes(self, name: str, file: Path) -> None:
         """An official int8 or int4 matrix: kept as it is, unless the caller wants it with more or fewer bits."""
         codes, scales = self._halves.pop(name), self._halves.pop(name + "_scale")
-        rows, columns = self._empty[name]
+        rows, columns = self._empty.pop(name)
         self._expect(name, codes, (rows, columns if codes.shape[-1] == columns else columns // 2), file)
         self._expect(name + "_scale", scales, (rows,), file)
         weight = from_official(codes.to(self._device), scales.to(self._device), columns)
@@ -184,7 +189,6 @@ class _Filler:
         owner, _, child = path.rpartition(".")
         bias = self._network.get_submodule(path).bias
         setattr(self._network.get_submodule(owner), child, QuantLinear(weight, bias, self._ops))
-        del self._empty[name]
 
     @staticmethod
     def _expect(name: str, tensor: torch.Tensor, shape: tuple[int, ...], file: Path) -> None:

@@ -72,13 +72,16 @@ class Conversation:
         shape = self._network.kv_shape
         self._cache = KVCache(shape, rows + 1, 160, torch.float32, "cpu", reference.prefix)
         self.lengths = [0] * rows
+        self._contexts = [None] * rows
 
     @torch.inference_mode()
     def feed(self, *rows: list[int]) -> list[torch.Tensor]:
         """Append ids to every row in one forward pass; logits [len(ids), vocab] of each."""
+        if not any(self.lengths):
+            self._contexts = [self._network.context(ids) for ids in rows]
         batch = ForwardBatch(
             torch.tensor([i for ids in rows for i in ids]),
-            [Segment(self._slots[r], self.lengths[r], len(ids)) for r, ids in enumerate(rows)],
+            [Segment(self._slots[r], self.lengths[r], len(ids), self._contexts[r]) for r, ids in enumerate(rows)],
             torch.arange(sum(map(len, rows))),
         )
         logits = self._network.forward(batch, self._cache)

@@ -44,8 +44,6 @@ def test_missing_field_is_named(field):
     assert field in caught.value.zh
 
 
-
-
 @pytest.mark.parametrize(
     ("field", "value"),
     [

@@ -6,7 +6,7 @@ those of the official ``modeling_chatglm.py``; parameters are named exactly as i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,9 +117,7 @@ class SelfAttention(nn.Module):
         self.query_key_value = nn.Linear(config.hidden_size, fused, bias=config.add_qkv_bias, device="meta")
         self.dense = nn.Linear(width, config.hidden_size, bias=False, device="meta")
 
-    def forward(
-        self, x: torch.Tensor, cos_sin: torch.Tensor, segments: list[Segment], cache: KVCache
-    ) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, cos_sin: torch.Tensor, segments: list[Segment], cache: KVCache) -> torch.Tensor:
         heads = self.query_key_value(x).unflatten(-1, (-1, self._head_dim))
         query, key, value = heads.split([self._heads, self._groups, self._groups], dim=1)
         # queries and keys lie side by side, and turn alike
@@ -153,9 +151,7 @@ class Layer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.layernorm_epsilon, ops)
         self.mlp = MLP(config, ops)
 
-    def forward(
-        self, x: torch.Tensor, cos_sin: torch.Tensor, segments: list[Segment], cache: KVCache
-    ) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, cos_sin: torch.Tensor, segments: list[Segment], cache: KVCache) -> torch.Tensor:
         x = x + self.self_attention(self.input_layernorm(x), cos_sin, segments, cache)
         return x + self.mlp(self.post_attention_layernorm(x))
 
@@ -191,6 +187,9 @@ class ChatGLM2Network(nn.Module):
         self.max_positions = config.seq_length
         self.transformer = Transformer(config, ops)
         self._rotary = rotary
+
+    def context(self, prompt_ids: Sequence[int]) -> None:
+        return None
 
     def forward(self, batch: ForwardBatch, cache: KVCache) -> torch.Tensor:
         segments = list(batch.segments)

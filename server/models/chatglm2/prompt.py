@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from server.core import Message
-from server.errors import BadRequest
 from server.kernels.ops import Ops
+from server.models.chat import YEAR, no_such_role, rounds_of, shown_part
 from server.models.chatglm2.model import ROTARY_BASE, ChatGLM2Network, NetworkConfig, Rotary
 from server.models.chatglm2.tokenizer import ROLE_TOKENS, SPECIAL_TOKENS, ChatGLM2Tokenizer
 
-_YEAR = "[[训练时间]]"  # "training time": the models write it where a year belongs
 _ASSISTANT = "<|assistant|>"
 _TOOL_CALL = re.compile(r"(interpreter|[\w.-]+(?=\n```python\ntool_call\())\n(```python\n.*)", re.DOTALL)
 
@@ -40,19 +39,18 @@ class ChatGLM2:
     ) -> list[int]:
         """[gMASK] sop, then the rounds as one text that ends in ``答：`` (modeling_chatglm.py, build_prompt).
 
-        A system text stands directly in front of the last question, as in the official openai_api.py. A question
-        without an answer gets an empty one, an answer without a question an empty question, two answers to one
-        question become lines; an answer at the end is continued.
+        An answer at the end is continued.
         """
-        text = _rounds_text(messages) + answer_prefix
+        rounds = enumerate(rounds_of(messages, self.name), 1)
+        text = "\n\n".join(f"[Round {i}]\n\n问：{turn.question}\n\n答：{turn.answer}" for i, turn in rounds)
         special = tokenizer.special_ids
-        return [special["[gMASK]"], special["sop"], *tokenizer.encode(text)]
+        return [special["[gMASK]"], special["sop"], *tokenizer.encode(text + answer_prefix)]
 
     def stop_ids(self, tokenizer: ChatGLM2Tokenizer) -> frozenset[int]:
         return frozenset({tokenizer.eos_id})
 
     def display(self, text: str, *, final: bool, continued: bool = False) -> str:
-        return _shown(text, (_YEAR,), final=final, continued=continued).replace(_YEAR, "2023年")
+        return shown_part(text, (YEAR,), final=final, continued=continued)
 
 
 class ChatGLM3:
@@ -89,7 +87,7 @@ class ChatGLM3:
         for message in messages:
             role = special.get(f"<|{message.role}|>")
             if role is None:
-                raise _no_such_role(message.role, self.name)
+                raise no_such_role(message.role, self.name)
             metadata, content = _metadata(message)
             ids += [role, *tokenizer.encode(f"{metadata}\n"), *tokenizer.encode(content)]
         ids.append(special[_ASSISTANT])
@@ -108,7 +106,7 @@ class ChatGLM3:
         in several parts (<|assistant|> between them) is shown in full, one part below the other, where the official
         code takes back all but the last.
         """
-        shown = _shown(text, (_YEAR, _ASSISTANT), final=final, continued=continued).replace(_YEAR, "2023年")
+        shown = shown_part(text, (YEAR, _ASSISTANT), final=final, continued=continued)
         first, *others = shown.split(_ASSISTANT)
         return "\n".join(filter(None, [first.rstrip(), *(part.strip() for part in others)]))
 
@@ -129,47 +127,7 @@ def _has_roles(config: Mapping[str, Any], folder: Path) -> bool:
     return any("chatglm3" in name.lower() for name in (str(config.get("_name_or_path", "")), folder.name))
 
 
-def _rounds_text(messages: Sequence[Message]) -> str:
-    rounds: list[list[str | None]] = []  # question, answer or None
-    system = ""
-    for message in messages:
-        if message.role == "system":
-            system += message.content
-        elif message.role == "user":
-            rounds.append([message.content, None])
-        elif message.role != "assistant":
-            raise _no_such_role(message.role, ChatGLM2.name)
-        elif rounds and rounds[-1][1] is None:
-            rounds[-1][1] = message.content
-        elif rounds:
-            rounds[-1][1] += "\n" + message.content
-        else:
-            rounds.append(["", message.content])
-    if not rounds:
-        rounds.append(["", None])
-    rounds[-1][0] = system + rounds[-1][0]
-    return "\n\n".join(f"[Round {i}]\n\n问：{q}\n\n答：{a or ''}" for i, (q, a) in enumerate(rounds, 1))
-
-
 def _metadata(message: Message) -> tuple[str, str]:
     """Metadata line and content of a ChatGLM3 message: a call as ``display`` shows it has the tool's name in front."""
     call = _TOOL_CALL.fullmatch(message.content) if message.role == "assistant" else None
     return (call[1], call[2]) if call else ("", message.content)
-
-
-def _no_such_role(role: str, family: str) -> BadRequest:
-    return BadRequest(
-        f"模型 {family} 没有角色 {role!r}。", f"The model family {family} has no role {role!r}.", param="messages"
-    )
-
-
-def _shown(text: str, markers: Sequence[str], *, final: bool, continued: bool) -> str:
-    """The text without surrounding whitespace; before the end also without what may be the beginning of a marker."""
-    if not final:
-        text = text[: len(text) - max(_overlap(text, marker) for marker in markers)]
-    return text.rstrip() if continued else text.strip()
-
-
-def _overlap(text: str, marker: str) -> int:
-    """Length of the longest end of ``text`` that begins ``marker`` without being all of it."""
-    return next(length for length in range(min(len(text), len(marker) - 1), -1, -1) if text.endswith(marker[:length]))

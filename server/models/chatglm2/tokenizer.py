@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sentencepiece import SentencePieceProcessor
 
-from server.models.files import damaged, read_bytes
+from server.models.files import load_sentencepiece, without_surrogates
 
 SPECIAL_TOKENS = ("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop")
 ROLE_TOKENS = ("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>")
@@ -33,19 +33,13 @@ class ChatGLM2Tokenizer:
     @classmethod
     def load(cls, path: Path, special_tokens: Sequence[str], *, shows_special: bool) -> ChatGLM2Tokenizer:
         """Raises ModelError for a file that is missing or is no sentencepiece model."""
-        content = read_bytes(path)
-        try:
-            # from memory: sentencepiece itself cannot open a path with Chinese characters on Windows
-            sp = SentencePieceProcessor(model_proto=content)
-        except (RuntimeError, ValueError) as error:
-            raise damaged(path, "不是有效的分词模型", "is not a valid sentencepiece model") from error
-        return cls(sp, special_tokens, shows_special=shows_special)
+        return cls(load_sentencepiece(path), special_tokens, shows_special=shows_special)
 
     def encode(self, text: str) -> list[int]:
-        return self._sp.encode(_without_surrogates(text), out_type=int)
+        return self._sp.encode(without_surrogates(text), out_type=int)
 
     def pieces(self, text: str) -> list[str]:
-        return self._sp.encode(_without_surrogates(text), out_type=str)
+        return self._sp.encode(without_surrogates(text), out_type=str)
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._sp.decode_pieces([piece for piece in map(self._piece, ids) if piece])
@@ -54,8 +48,3 @@ class ChatGLM2Tokenizer:
         if 0 <= token_id < self._num_pieces:
             return "" if token_id in self._silent else self._sp.id_to_piece(token_id)
         return self._literal.get(token_id, "")
-
-
-def _without_surrogates(text: str) -> str:
-    """JSON can carry half of a surrogate pair, which is no character and cannot be encoded."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -1,0 +1,61 @@
+"""The family ChatGLM-6B: how to recognise it, its template, and how its answers are shown."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from server.core import Message
+from server.kernels.ops import Ops
+from server.models.chat import YEAR, rounds_of, shown_part
+from server.models.chatglm.model import ChatGLMNetwork, NetworkConfig
+from server.models.chatglm.tokenizer import ChatGLMTokenizer
+
+_FULL_WIDTH = {",": "，", "!": "！", ":": "：", ";": "；", "?": "？"}
+_CHINESE = "\u4e00-\u9fff"
+
+
+class ChatGLM:
+    """ChatGLM-6B: numbered rounds, then [gMASK] <sop> and the answer."""
+
+    name = "chatglm"
+    causal_prompt = False
+
+    def matches(self, config: Mapping[str, Any], folder: Path) -> bool:
+        return "inner_hidden_size" in config and "position_encoding_2d" in config
+
+    def load_tokenizer(self, folder: Path) -> ChatGLMTokenizer:
+        return ChatGLMTokenizer.load(folder / "ice_text.model")
+
+    def build_network(self, config: Mapping[str, Any], ops: Ops) -> ChatGLMNetwork:
+        return ChatGLMNetwork(NetworkConfig.read(config), ops)
+
+    def build_prompt(
+        self, tokenizer: ChatGLMTokenizer, messages: Sequence[Message], answer_prefix: str = ""
+    ) -> list[int]:
+        """The rounds as text, [gMASK], <sop> (modeling_chatglm.py, chat); the answer prefix stands behind <sop>.
+
+        A first question stands alone, without a round's number. An answer at the end is continued.
+        """
+        rounds = rounds_of(messages, self.name)
+        begun = rounds[-1].answer + answer_prefix
+        rounds[-1].answer = ""
+        text = "\n".join(f"[Round {i}]\n问：{turn.question}\n答：{turn.answer}" for i, turn in enumerate(rounds))
+        text = text if len(rounds) > 1 else rounds[0].question
+        ids = [*tokenizer.encode(text), tokenizer.gmask_id, tokenizer.bos_id]
+        return ids + tokenizer.encode(begun)
+
+    def stop_ids(self, tokenizer: ChatGLMTokenizer) -> frozenset[int]:
+        return frozenset({tokenizer.eos_id})
+
+    def display(self, text: str, *, final: bool, continued: bool = False) -> str:
+        """Punctuation beside a Chinese character becomes full-width, so one at the end waits for what follows it."""
+        if not final and text.endswith(tuple(_FULL_WIDTH)):
+            text = text[:-1]
+        shown = shown_part(text, (YEAR,), final=final, continued=continued)
+        for mark, full_width in _FULL_WIDTH.items():
+            shown = re.sub(rf"([{_CHINESE}])\{mark}", rf"\1{full_width}", shown)
+            shown = re.sub(rf"\{mark}([{_CHINESE}])", rf"{full_width}\1", shown)
+        return shown

@@ -1,0 +1,162 @@
+"""ChatGLM-6B's tokenizer, prompts and answers against the official ones; its network is checked in test_oracle."""
+
+import json
+from itertools import pairwise
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from server.core import Message
+from server.errors import BadRequest, ModelError
+from server.kernels.torch_ops import TorchOps
+from server.models.base import Context
+from server.models.chatglm.prompt import ChatGLM
+from server.models.families import find_family
+from server.models.files import read_json
+from server.models.loader import load_network
+from tests.models.reference import DATA
+from tests.oracle import oracle_file
+
+FAMILY = ChatGLM()
+CONFIG = {
+    "num_layers": 28,
+    "hidden_size": 4096,
+    "num_attention_heads": 32,
+    "inner_hidden_size": 16384,
+    "vocab_size": 130528,
+    "max_sequence_length": 2048,
+    "bos_token_id": 130004,
+    "mask_token_id": 130000,
+    "gmask_token_id": 130001,
+    "layernorm_epsilon": 1e-5,
+    "position_encoding_2d": True,
+}
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    folder = DATA / "chatglm-tokenizer"
+    if not folder.exists():
+        pytest.skip(f"no official tokenizer at {folder} (set DATA_DIR)")
+    return FAMILY.load_tokenizer(folder)
+
+
+def stored(*parts):
+    return json.loads(oracle_file(*parts).read_text(encoding="utf-8"))
+
+
+# transformers parses these out of text, which a server should not: anybody could end an answer with them
+FORGED = {"specials_text", "specials2"}
+
+
+def test_encodes_and_decodes_as_official(tokenizer):
+    for case in stored("tokenizer", "chatglm1_encode.json")["cases"]:
+        ids = tokenizer.encode(case["text"])
+        if case["name"] in FORGED:
+            assert not {tokenizer.gmask_id, tokenizer.bos_id, tokenizer.eos_id} & set(ids)
+            continue
+        assert ids == case["ids"], case["name"]
+        assert tokenizer.pieces(case["text"]) == case["pieces"], case["name"]
+        assert tokenizer.decode(ids) == case["decode"], case["name"]
+        assert tokenizer.decode([*ids, 130001, 130004]) == case["decode_with_suffix"], case["name"]
+
+
+def test_decodes_any_ids_as_official(tokenizer):
+    for case in stored("tokenizer", "chatglm1_decode_ids.json")["chatglm1"]:
+        expected = case["decode"] if isinstance(case["decode"], str) else ""
+        assert tokenizer.decode(case["ids"]) == expected, case["ids"]
+    assert tokenizer.decode([-1, 10**9]) == ""
+
+
+def test_decodes_every_prefix_as_official(tokenizer):
+    for case in stored("tokenizer", "chatglm1_stream.json")["chatglm1"]:
+        ids = case["ids"]
+        assert [tokenizer.decode(ids[: n + 1]) for n in range(len(ids))] == case["decode_prefixes"]
+
+
+def test_half_a_surrogate_pair(tokenizer):
+    assert tokenizer.encode("a\ud83db") == tokenizer.encode("a\ufffdb")
+
+
+def test_damaged_tokenizer_is_named(tmp_path):
+    with pytest.raises(ModelError, match=r"ice_text\.model"):
+        FAMILY.load_tokenizer(tmp_path)
+
+
+def test_chat_as_official(tokenizer):
+    for case in stored("chat", "chatglm1_chat.json")["cases"]:
+        turns = [m for q, a in case["history"] for m in (Message("user", q), Message("assistant", a))]
+        assert FAMILY.build_prompt(tokenizer, [*turns, Message("user", case["query"])]) == case["input_ids"]
+        answer = [i for i in case["model_output_ids"] if i not in FAMILY.stop_ids(tokenizer)]
+        shown = [""]
+        for count in range(len(answer)):
+            text = tokenizer.decode(answer[: count + 1])
+            if not text.endswith("\ufffd"):
+                shown.append(FAMILY.display(text, final=False))
+        shown.append(FAMILY.display(tokenizer.decode(answer), final=True))
+        assert all(after.startswith(before) for before, after in pairwise(shown))
+        assert shown[-1] == case["chat_response"]
+
+
+def test_process_response_as_official():
+    for raw, expected in stored("chat", "process_response.json")["chatglm1"]:
+        assert FAMILY.display(raw, final=True) == expected
+        shown = [FAMILY.display(raw[:n], final=False) for n in range(len(raw) + 1)]
+        assert all(after.startswith(before) for before, after in pairwise([*shown, expected]))
+
+
+def test_answer_prefix_stands_behind_the_prompt(tokenizer):
+    prompt = FAMILY.build_prompt(tokenizer, [Message("user", "你好")])
+    assert prompt == [5, 74874, 130001, 130004]
+    assert FAMILY.build_prompt(tokenizer, [Message("user", "你好")], "作为") == prompt + tokenizer.encode("作为")
+    begun = [Message("user", "你好"), Message("assistant", "作")]
+    assert FAMILY.build_prompt(tokenizer, begun, "为") == prompt + tokenizer.encode("作为")
+
+
+def test_family_and_network_of_the_official_configuration():
+    config = read_json(oracle_file("configs", "chatglm-6b.json"))
+    family = find_family(config, oracle_file("configs"))
+    assert (family.name, family.causal_prompt) == ("chatglm", False)
+    network = family.build_network(config, TorchOps())
+    assert network.kv_shape == (28, 32, 128) and network.max_positions == 2048
+    # the official files have 13 tensors in each layer, one of them the rotary table's
+    assert len(list(network.parameters())) == 28 * 12 + 4
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("position_encoding_2d", False), ("vocab_size", 150528), ("quantization_embeddings", True), ("hidden_size", 4100)],
+)
+def test_impossible_value_is_named(field, value):
+    with pytest.raises(ModelError, match=field):
+        FAMILY.build_network({**CONFIG, field: value}, TorchOps())
+
+
+def test_context_of_a_prompt():
+    network = FAMILY.build_network(CONFIG, TorchOps())
+    assert network.context([7, 8, 130001, 130004]) == Context(length=3, mask=2)
+    assert network.context([130000, 7, 130004, 9]) == Context(length=2, mask=0)
+    for ids in ([7, 8], [7, 130004], [130001, 7]):
+        with pytest.raises(BadRequest) as caught:
+            network.context(ids)
+        assert caught.value.param == "prompt_ids"
+
+
+def test_output_layer_is_the_embedding(tmp_path):
+    """In memory once, and not missed in a file that leaves it out."""
+    source = oracle_file("models", "glm1-a")
+    weights = load_file(source / "model.safetensors")
+    del weights["lm_head.weight"]
+    save_file(weights, tmp_path / "model.safetensors")
+    config = read_json(source / "config.json")
+    for bits in (16, 4):
+        network, _ = load_network(
+            tmp_path, config, FAMILY, dtype=torch.float32, device="cpu", bits=bits, ops=TorchOps()
+        )
+        shared = network.transformer.word_embeddings.weight
+        assert torch.equal(shared, weights["transformer.word_embeddings.weight"])
+        if bits == 16:
+            assert network.lm_head.weight.data_ptr() == shared.data_ptr()
+        else:
+            assert network.lm_head.bits == bits
