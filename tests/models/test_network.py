@@ -7,7 +7,8 @@ from safetensors.torch import load_file, save_file
 from server.engine.kv_cache import KVCache
 from server.errors import ModelError
 from server.kernels.torch_ops import TorchOps
-from server.models.base import ForwardBatch, Segment
+from server.models.base import Context, ForwardBatch, Segment
+from server.models.chatglm.prompt import ChatGLM
 from server.models.chatglm2.model import Rotary
 from server.models.chatglm2.prompt import ChatGLM2, ChatGLM3
 from server.models.families import families, find_family
@@ -164,19 +165,27 @@ def test_positions_beyond_the_trained_length_are_computed():
 
 
 @pytest.mark.skipif(not (ORACLE / "chatglmcpp").exists(), reason="no reference data")
+@pytest.mark.parametrize(
+    ("name", "family", "head", "context"),
+    [
+        ("glm2", ChatGLM2(), "transformer.output_layer", None),
+        ("glm", ChatGLM(), "lm_head", Context(length=2, mask=1)),
+    ],
+)
 @torch.inference_mode()
-def test_hidden_states_of_chatglm_cpp(tmp_path):
-    """Hidden states that chatglm.cpp's authors published; their file has no output layer."""
-    folder = ORACLE / "chatglmcpp" / "glm2"
+def test_hidden_states_of_chatglm_cpp(tmp_path, name, family, head, context):
+    """Hidden states that chatglm.cpp's authors published; their files have no output layer."""
+    folder = ORACLE / "chatglmcpp" / name
     config, vectors = read_json(folder / "config.json"), load_file(folder / "vectors.safetensors")
     weights = load_file(folder / "model.safetensors")
-    weights["transformer.output_layer.weight"] = torch.zeros(config["padded_vocab_size"], config["hidden_size"])
+    weights[head + ".weight"] = torch.zeros(5, config["hidden_size"])
     save_file(weights, tmp_path / "model.safetensors")
-    network, _ = load_network(tmp_path, config, ChatGLM2(), dtype=torch.float32, device="cpu", ops=TorchOps())
-    network.transformer.output_layer = torch.nn.Identity()
+    network, _ = load_network(tmp_path, config, family, dtype=torch.float32, device="cpu", ops=TorchOps())
+    network.set_submodule(head, torch.nn.Identity())
     cache, start = KVCache(network.kv_shape, 1, 8, torch.float32, "cpu"), 0
     for i in (1, 2, 3):
         ids = vectors[f"x{i}"].long()
-        hidden = network.forward(ForwardBatch(ids, [Segment(0, start, len(ids))], torch.arange(len(ids))), cache)
+        segment = Segment(0, start, len(ids), context)
+        hidden = network.forward(ForwardBatch(ids, [segment], torch.arange(len(ids))), cache)
         torch.testing.assert_close(hidden, vectors[f"y{i}"], atol=1e-5, rtol=0)
         start += len(ids)
