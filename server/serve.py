@@ -62,7 +62,7 @@ def serve(config: Config) -> int:
 
 def prepare(config: Config) -> tuple[Path, LaunchProfile]:
     """The model's folder, downloaded if it is missing, and how to run it on this machine."""
-    folder = ensure_model(config.model, endpoint=config.endpoint)
+    folder = ensure_model(config.model, endpoint=config.endpoint, language=config.language)
     return folder, choose(probe(ROOT), ModelShape.from_folder(folder), config)
 
 

@@ -9,10 +9,11 @@ import contextlib
 import errno
 import fnmatch
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from server.config import ROOT, ROWS
 from server.download.folder import locate, missing_files, repositories
@@ -96,8 +97,10 @@ def _download(candidates: Sequence[str], endpoint: str, folder: Path, *, zh: boo
         print(f"Downloading {snapshot.repository} from {endpoint} to {folder}: {len(left)} files, {size} to go "
               f"({done} are there)")
     for number, file in enumerate(left, 1):
-        print(f"({number}/{len(left)}) {file.name}  {_size(file.size)}", flush=True)
-        _fetch(snapshot, file, endpoint, folder)
+        label = f"({number}/{len(left)}) {file.name}"
+        if not sys.stderr.isatty():  # where there is no progress bar
+            print(f"{label}  {_size(file.size)}", flush=True)
+        _fetch(snapshot, file, endpoint, folder, label)
 
 
 def _find(candidates: Sequence[str], endpoint: str, folder: Path) -> Snapshot:
@@ -149,13 +152,20 @@ def _check_disk(left: Sequence[RemoteFile], folder: Path) -> None:
         raise _disk_full(folder, free, needed)
 
 
-def _fetch(snapshot: Snapshot, file: RemoteFile, endpoint: str, folder: Path) -> None:
+def _fetch(snapshot: Snapshot, file: RemoteFile, endpoint: str, folder: Path, label: str) -> None:
     from huggingface_hub import hf_hub_download
+    from huggingface_hub.utils import tqdm
+
+    class Bar(tqdm):
+        def __init__(self, *args: Any, **keywords: Any):
+            super().__init__(*args, **{**keywords, "desc": label})  # the hub would show the end of an address
+
+    def download() -> str:
+        return hf_hub_download(snapshot.repository, file.name, revision=snapshot.revision, endpoint=endpoint,
+                               local_dir=folder, tqdm_class=Bar)
 
     with _as_sentences(endpoint, snapshot.repository, folder):
-        _patiently(lambda: hf_hub_download(
-            snapshot.repository, file.name, revision=snapshot.revision, endpoint=endpoint, local_dir=folder
-        ))  # fmt: skip
+        _patiently(download)
 
 
 def _patiently(call: Callable[[], T]) -> T:

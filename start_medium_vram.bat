@@ -1,0 +1,4 @@
+@echo off
+rem int8: from 10 GB of GPU memory
+rem No "call": it would expand the arguments twice. launch.bat hands the exit code out.
+"%~dp0system\launch.bat" --profile medium %*

@@ -1,0 +1,31 @@
+@echo off
+rem The other launchers end here: finds Python, lets install.py check the packages, starts the server.
+setlocal DisableDelayedExpansion
+cd /d "%~dp0.."
+set "PYTHONUTF8=1"
+set "PYTHONNOUSERSITE=1"
+if not defined CHATGLM_BROWSER set "CHATGLM_BROWSER=1"
+set "PYTHON=%~dp0python\python.exe"
+if exist "%PYTHON%" goto start
+set "PYTHON=%~dp0..\.venv\Scripts\python.exe"
+if exist "%~dp0..\.venv\installing" goto missing
+if exist "%PYTHON%" goto start
+
+:missing
+echo Python is not set up here yet: run setup_offline.bat first.
+set "CODE=1"
+goto end
+
+:start
+"%PYTHON%" "%~dp0install.py"
+set "CODE=%errorlevel%"
+if not "%CODE%"=="0" goto end
+"%PYTHON%" -m server %*
+set "CODE=%errorlevel%"
+
+:end
+rem a double-click runs cmd /c with the name of a .bat: keep the window, so that the error can be read
+setlocal EnableDelayedExpansion
+set "LINE=!cmdcmdline!"
+if not "%CODE%"=="0" if defined LINE if not "!LINE:.bat=!"=="!LINE!" if not defined CI pause
+exit /b %CODE%

@@ -1,0 +1,264 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from server.config import ROOT
+from server.download import ensure_model
+from server.download.folder import missing_files
+from server.errors import ModelError, StartupError
+from tests.hub_server import Hub
+
+SHARDS = {f"pytorch_model-0000{i}-of-00002.bin": bytes([i]) * 300_000 for i in (1, 2)}
+INDEX = {"weight_map": dict(zip(("a.weight", "b.weight", "c.weight"), [*SHARDS, *SHARDS], strict=False))}
+MODEL = {
+    "config.json": b"{}",
+    "tokenizer.model": b"t" * 2000,
+    "tokenization_chatglm.py": b"# <|user|>",
+    "pytorch_model.bin.index.json": json.dumps(INDEX).encode(),
+    "MODEL_LICENSE": b"text",
+    **SHARDS,
+}
+UNWANTED = {"modeling_chatglm.py": b"import os", "README.md": b"#", "onnx/model.onnx": b"x"}
+FIRST, SECOND = SHARDS
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from server.config import parse
+from server.download import ensure_model
+from server.errors import StartupError
+config = parse(sys.argv[2:])
+try:
+    print("FOLDER", ensure_model(config.model, endpoint=config.endpoint, root=Path(sys.argv[1]), language="en"))
+except StartupError as error:
+    print(error.en, file=sys.stderr)
+    sys.exit(2)
+"""
+
+
+@pytest.fixture
+def hub():
+    with Hub({"THUDM/chatglm2-6b": {**MODEL, **UNWANTED}}) as hub:
+        yield hub
+
+
+def start(root: Path, endpoint: str, *argv: str) -> subprocess.Popen:
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "CHATGLM_")) and "proxy" not in k.lower()}
+    env = {**kept, "HF_ENDPOINT": endpoint, "HF_HOME": str(root / "hf"), "PYTHONUTF8": "1", "NO_PROXY": "127.0.0.1"}
+    return subprocess.Popen([sys.executable, "-c", SCRIPT, str(root), *argv], cwd=ROOT, env=env, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8")  # fmt: skip
+
+
+def run(root: Path, endpoint: str, *argv: str) -> tuple[int, str, str]:
+    process = start(root, endpoint, *argv)
+    out, err = process.communicate(timeout=60)
+    return process.returncode, out, err
+
+
+def failure(root: Path, endpoint: str, *argv: str) -> str:
+    code, out, err = run(root, endpoint, *argv)
+    assert code == 2, out + err
+    assert "Traceback" not in err and err.count("\n") == 1, err
+    return err
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def test_fresh_download_then_no_network(hub, tmp_path):
+    code, out, err = run(tmp_path, hub.url)
+    folder = tmp_path / "THUDM" / "chatglm2-6b"
+    assert (code, out.splitlines()[-1]) == (0, f"FOLDER {folder}"), err
+    assert files(folder) == MODEL
+    assert f"(1/{len(MODEL)})" in out
+    asked = len(hub.requests)
+    assert run(tmp_path, hub.url)[0] == 0
+    assert len(hub.requests) == asked
+    assert run(tmp_path, "http://127.0.0.1:9")[0] == 0
+
+
+def test_resumes_after_a_kill(hub, tmp_path):
+    hub.stall[SECOND] = 100_000
+    process = start(tmp_path, hub.url)
+    assert hub.stalled.wait(30)
+    process.kill()
+    process.communicate()
+    hub.stall.clear()
+    hub.requests.clear()
+    code, out, err = run(tmp_path, hub.url)
+    assert code == 0, err
+    assert hub.fetched() == [SECOND]
+    folder = tmp_path / "THUDM" / "chatglm2-6b"
+    assert "1 files" in out and files(folder) == MODEL
+    assert not list(folder.rglob("*.incomplete"))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="sends SIGINT to one process, which Windows cannot")
+def test_ctrl_c_stops_at_once_and_says_what_is_kept(hub, tmp_path):
+    hub.stall[SECOND] = 100_000
+    process = start(tmp_path, hub.url)
+    assert hub.stalled.wait(30)
+    started = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=20)
+    assert time.monotonic() - started < 5
+    assert process.returncode == 2 and "Traceback" not in err and "finished so far stay" in err
+    assert FIRST in files(tmp_path / "THUDM" / "chatglm2-6b")
+
+
+def test_completes_what_a_person_put_there(hub, tmp_path):
+    folder = tmp_path / "THUDM" / "chatglm2-6b"
+    folder.mkdir(parents=True)
+    (folder / FIRST).write_bytes(SHARDS[FIRST])
+    assert run(tmp_path, hub.url)[0] == 0
+    assert FIRST not in hub.fetched()
+
+
+def test_broken_connection_is_taken_up_again(hub, tmp_path):
+    large = bytes(range(256)) * 60_000
+    hub.repositories = {"THUDM/chatglm2-6b": {**MODEL, SECOND: large}}
+    hub.cut[SECOND] = 12_000_000
+    code, _, err = run(tmp_path, hub.url)
+    assert code == 0, err
+    assert [r for _, path, r in hub.requests if path.endswith(SECOND) and r] == ["bytes=10485760-"]  # whole 10 MiB
+    assert files(tmp_path / "THUDM" / "chatglm2-6b")[SECOND] == large
+
+
+def test_busy_server_is_asked_again(hub, tmp_path):
+    hub.statuses = {"/chatglm2-6b": [503], SECOND: [503]}
+    code, _, err = run(tmp_path, hub.url)
+    assert code == 0, err
+
+
+def test_server_that_stays_broken(hub, tmp_path):
+    hub.statuses["/chatglm2-6b"] = [500] * 99
+    assert "500" in failure(tmp_path, hub.url)
+
+
+def test_new_name_of_the_organisation(hub, tmp_path):
+    hub.repositories = {"zai-org/chatglm2-6b": MODEL}
+    assert run(tmp_path, hub.url)[0] == 0
+    assert files(tmp_path / "THUDM" / "chatglm2-6b") == MODEL
+
+
+def test_redirect_to_the_new_name(hub, tmp_path):
+    hub.repositories = {"zai-org/chatglm2-6b": MODEL}
+    hub.moved = {"THUDM/chatglm2-6b": "zai-org/chatglm2-6b"}
+    code, _, err = run(tmp_path, hub.url)
+    assert code == 0, err
+
+
+def test_safetensors_make_pickles_superfluous(hub, tmp_path):
+    hub.repositories = {"THUDM/chatglm3-6b": {**MODEL, "model.safetensors": b"s" * 5000}}
+    assert run(tmp_path, hub.url, "--model", "chatglm3-6b")[0] == 0
+    folder = tmp_path / "THUDM" / "chatglm3-6b"
+    assert "model.safetensors" in files(folder) and not set(files(folder)) & set(SHARDS)
+
+
+def test_no_server(tmp_path):
+    said = failure(tmp_path, "http://127.0.0.1:9")
+    for part in ("http://127.0.0.1:9", "HF_ENDPOINT=https://hf-mirror.com", str(tmp_path / "THUDM" / "chatglm2-6b")):
+        assert part in said
+
+
+def test_not_a_hub(hub, tmp_path):
+    hub.statuses["/chatglm2-6b"] = [200] * 9
+    assert "HF_ENDPOINT" in failure(tmp_path, hub.url)
+
+
+@pytest.mark.parametrize(("status", "said"), [(404, "has none of"), (403, "HF_TOKEN")])
+def test_refusals(hub, tmp_path, status, said):
+    hub.statuses["/chatglm2-6b"] = [status] * 9
+    if status == 404:
+        hub.repositories, hub.statuses = {}, {}
+    assert said in failure(tmp_path, hub.url)
+
+
+def test_disk_that_is_too_small(hub, tmp_path):
+    hub.claimed[FIRST] = 10**15
+    said = failure(tmp_path, hub.url)
+    assert "1000000.20 GB are needed" in said and not hub.fetched()
+
+
+def test_repository_without_weights(hub, tmp_path):
+    hub.repositories = {"THUDM/chatglm2-6b": {k: v for k, v in MODEL.items() if k != SECOND}}
+    said = failure(tmp_path, hub.url)
+    assert SECOND in said and "still lacks" in said
+
+
+# without a network
+
+
+def fill(folder: Path, **changes: bytes | None) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in {**MODEL, **changes}.items():
+        if content is not None:
+            (folder / name).write_bytes(content)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["chatglm2-6b", "THUDM/chatglm2-6b", "zai-org/chatglm2-6b"])
+def test_filled_folder_is_taken_under_every_name(name, tmp_path):
+    folder = fill(tmp_path / "THUDM" / "chatglm2-6b")
+    assert ensure_model(name, root=tmp_path, endpoint="http://127.0.0.1:9") == folder
+
+
+def test_demo_is_a_bare_name(tmp_path):
+    folder = fill(tmp_path / "THUDM" / "demo")
+    assert ensure_model("demo", root=tmp_path) == folder
+
+
+def test_folder_anywhere(tmp_path):
+    folder = fill(tmp_path / "我的 模型")
+    assert ensure_model(str(folder), root=tmp_path / "elsewhere") == folder
+
+
+def test_a_path_from_the_current_folder(tmp_path, monkeypatch):
+    fill(tmp_path / "sub" / "mine")
+    monkeypatch.chdir(tmp_path)
+    assert ensure_model("sub/mine", root=tmp_path / "elsewhere") == tmp_path / "sub" / "mine"
+    assert ensure_model("./sub/mine", root=tmp_path / "elsewhere") == tmp_path / "sub" / "mine"
+
+
+@pytest.mark.parametrize(
+    ("changes", "missing"),
+    [
+        ({}, []),
+        ({"MODEL_LICENSE": None}, []),
+        ({"config.json": None}, ["config.json"]),
+        ({"tokenizer.model": None}, ["tokenizer.model"]),
+        ({SECOND: None}, [SECOND]),
+        ({FIRST: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"}, [FIRST]),
+        ({"pytorch_model.bin.index.json": b"{"}, ["pytorch_model.bin.index.json"]),
+        ({"pytorch_model.bin.index.json": b"{", "model.safetensors": b"s" * 2000}, ["pytorch_model.bin.index.json"]),
+        ({"pytorch_model.bin.index.json": None, "model.safetensors": b"s" * 2000, SECOND: None}, []),
+        ({"pytorch_model.bin.index.json": None, FIRST: None, SECOND: None}, ["pytorch_model.bin / model.safetensors"]),
+    ],
+)
+def test_missing_files(changes, missing, tmp_path):
+    assert missing_files(fill(tmp_path / "m", **changes)) == missing
+
+
+def test_own_folder_that_lacks_files(tmp_path):
+    folder = fill(tmp_path / "mine", **{SECOND: None})
+    with pytest.raises(ModelError, match=SECOND):
+        ensure_model(str(folder), root=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "near"), [("chatglm2-6", "chatglm2-6b"), ("THUDM/chatglm2_6b", "chatglm2-6b"), ("dem", "demo"),
+                       ("C:\\models\\my-tuned", "my-tuned2")],
+)  # fmt: skip
+def test_unknown_name(name, near, tmp_path):
+    fill(tmp_path / "THUDM" / "demo")
+    fill(tmp_path / "THUDM" / "my-tuned2")
+    with pytest.raises(StartupError) as caught:
+        ensure_model(name, root=tmp_path)
+    assert f"Did you mean {near}?" in caught.value.en and caught.value.param == "model"

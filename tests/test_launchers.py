@@ -1,0 +1,160 @@
+"""The .bat files as text (what cmd.exe trips over), and under wine where it is installed; run.sh for real."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+LAUNCHERS = {
+    "开启API服务.bat": "",
+    "start_small_vram.bat": "--profile small ",
+    "start_medium_vram.bat": "--profile medium ",
+    "start_large_vram.bat": "--profile large ",
+}
+BATS = sorted([*ROOT.glob("*.bat"), *(ROOT / "system").glob("*.bat")])
+posix = pytest.mark.skipif(os.name == "nt", reason="a shell script")
+
+
+def test_all_launchers_are_there():
+    assert {path.name for path in ROOT.glob("*.bat")} == {*LAUNCHERS, "setup_offline.bat"}
+
+
+@pytest.mark.parametrize("path", BATS, ids=lambda path: path.name)
+def test_bat_is_what_cmd_reads_safely(path):
+    content = path.read_bytes()
+    assert content.isascii(), "cmd.exe cuts lines of other text on Chinese code pages; also no BOM"
+    assert content.count(b"\n") == content.count(b"\r\n") and content.endswith(b"\r\n")
+    lines = content.decode().splitlines()
+    assert lines[0] == "@echo off"
+    for line in lines:
+        assert not line.lower().startswith("python"), "the Store's alias answers to the bare name"
+        assert not line.startswith("call "), "expands the arguments a second time"
+    assert all('"%~dp0' in line for line in lines if "%~dp0" in line and "set " not in line and "if " not in line)
+
+
+@pytest.mark.parametrize(("name", "arguments"), LAUNCHERS.items())
+def test_launcher_hands_everything_on(name, arguments):
+    last = (ROOT / name).read_text(encoding="ascii").splitlines()[-1]
+    assert last == f'"%~dp0system\\launch.bat" {arguments}%*'
+
+
+@pytest.mark.parametrize("name", ["system/launch.bat", "setup_offline.bat"])
+def test_the_working_bats_hand_the_exit_code_out(name):
+    text = (ROOT / name).read_text(encoding="ascii")
+    assert text.splitlines()[-1] == "exit /b %CODE%"
+    assert 'cd /d "%~dp0' in text and "%*" in text
+    assert 'set "PYTHONUTF8=1"' in text and 'set "PYTHONNOUSERSITE=1"' in text
+
+
+def test_git_keeps_the_line_ends():
+    assert "*.bat text eol=crlf" in (ROOT / ".gitattributes").read_text().splitlines()
+
+
+@pytest.mark.skipif(not shutil.which("wine"), reason="wine is not installed")
+@pytest.mark.parametrize("folder", ["plain", "with space (1) & 模型"])
+def test_launchers_without_python_under_wine(folder, tmp_path):
+    root = tmp_path / folder
+    shutil.copytree(ROOT / "system", root / "system", ignore=shutil.ignore_patterns("python", "wheels"))
+    for name in (*LAUNCHERS, "setup_offline.bat"):
+        shutil.copy(ROOT / name, root)
+    for name, said in ((*LAUNCHERS, "setup_offline.bat"), ("setup_offline.bat", "python.org")):
+        bat = "Z:" + str(root / name).replace("/", "\\")
+        done = subprocess.run(["wine", bat, "--port", "0"], stdin=subprocess.DEVNULL, capture_output=True, timeout=120)
+        assert done.returncode == 1 and said.encode() in done.stdout
+
+
+# run.sh
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    """A project with a server that prints what it was given, and that needs no packages."""
+    root = tmp_path_factory.mktemp("project") / "check out"
+    (root / "server").mkdir(parents=True)
+    (root / "tests").mkdir()
+    shutil.copytree(ROOT / "system", root / "system", ignore=shutil.ignore_patterns("python", "wheels", "__pycache__"))
+    shutil.copy(ROOT / "run.sh", root)
+    shutil.copy(ROOT / "server" / "i18n.py", root / "server")
+    (root / "server" / "__init__.py").touch()
+    (root / "server" / "__main__.py").write_text(ECHO)
+    for requirements in (root / "requirements.txt", root / "tests" / "requirements.txt"):
+        requirements.write_text("# nothing\n")
+    return root
+
+
+ECHO = """
+import os, signal, sys, time
+print(sys.argv[1:], os.getcwd(), flush=True)
+if "wait" in sys.argv:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
+    time.sleep(60)
+sys.exit(5)
+"""
+
+
+def call(script: Path, *argv: str, **keywords) -> subprocess.CompletedProcess:
+    env = {**os.environ, "CHATGLM_LANG": "en", **keywords.pop("env", {})}
+    return subprocess.run([script, *argv], capture_output=True, text=True, timeout=120, env=env, **keywords)
+
+
+@posix
+def test_run_from_another_folder_and_through_links(checkout, tmp_path):
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "one").symlink_to(checkout / "run.sh")
+    (tmp_path / "bin" / "two").symlink_to("one")
+    done = call(tmp_path / "bin" / "two", "--model", "a b", "*", cwd=tmp_path)
+    assert done.returncode == 5, done.stderr
+    assert done.stdout.splitlines()[-1] == f"['--model', 'a b', '*'] {tmp_path}"
+    again = call(checkout / "run.sh", cwd=tmp_path)
+    assert again.stdout.splitlines() == [f"[] {tmp_path}"]
+
+
+@posix
+def test_run_is_replaced_by_the_server(checkout):
+    call(checkout / "run.sh")
+    process = subprocess.Popen([checkout / "run.sh", "wait"], stdout=subprocess.PIPE, text=True)
+    assert "wait" in process.stdout.readline()
+    process.terminate()
+    assert process.wait(10) == 7
+    process.stdout.close()
+
+
+@posix
+def test_run_test_starts_pytest_with_its_arguments(checkout):
+    (checkout / "pytest.py").write_text("import os, sys; print(sys.argv[1:], os.getcwd()); sys.exit(3)")
+    done = call(checkout / "run.sh", "test", "-k", "a or b", cwd="/")
+    assert done.returncode == 3, done.stderr
+    assert done.stdout.splitlines()[-1] == f"['-k', 'a or b'] {checkout}"
+
+
+@posix
+def test_run_without_python(tmp_path):
+    checkout = tmp_path / "fresh"
+    checkout.mkdir()
+    shutil.copy(ROOT / "run.sh", checkout)
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name in ("sh", "dirname", "readlink"):
+        (tools / name).symlink_to(shutil.which(name))
+    (tools / "python3").write_text("#!/bin/sh\nexit 1\n")  # too old, or the Store's placeholder
+    (tools / "python3").chmod(0o755)
+    done = call(checkout / "run.sh", env={"PATH": str(tools)})
+    assert done.returncode == 1
+    assert "Python 3.10" in done.stderr and "请先安装" in done.stderr and "apt install" in done.stderr
+
+
+@posix
+def test_ci_says_what_the_readme_says():
+    lines = (ROOT / ".ci" / "run").read_text().splitlines()
+    assert lines[0].startswith("#!") and lines[-1] == "exec ./run.sh test"
+    assert "./run.sh test" in (ROOT / "README.md").read_text(encoding="utf-8")
+    for script in ("run.sh", ".ci/run"):
+        assert os.access(ROOT / script, os.X_OK)
+
+
+def test_shell_scripts_are_small():
+    assert len((ROOT / "run.sh").read_text(encoding="utf-8").splitlines()) <= 40
