@@ -47,7 +47,7 @@ class Config:
     model: str = option("THUDM/chatglm2-6b", NAME,
         zh="模型：THUDM 里的名字或一个文件夹；demo 是自带的小模型",
         en="model: a name under THUDM or a folder; demo is the small one that comes along")
-    family: str = option("auto", choice("auto", "chatglm2", "chatglm3"),
+    family: str = option("auto", choice("auto", "chatglm", "chatglm2", "chatglm3"),
         zh="模型是哪一代（auto 看模型文件夹）", en="the model's generation (auto looks at its folder)")
     host: str = option("127.0.0.1", HOST, "-H",
         zh="监听地址；0.0.0.0 让局域网里的机器也能访问",

@@ -34,7 +34,28 @@ class ModelShape:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> ModelShape:
-        """From a ChatGLM2 or ChatGLM3 config.json; raises KeyError for a field that is missing."""
+        """From a config.json of any generation; raises KeyError for a field that is missing."""
+        return cls._of_chatglm(config) if "inner_hidden_size" in config else cls._of_chatglm2(config)
+
+    @classmethod
+    def _of_chatglm(cls, config: Mapping[str, Any]) -> ModelShape:
+        depth, hidden, ffn = config["num_layers"], config["hidden_size"], config["inner_hidden_size"]
+        matrices = (3 * hidden * hidden, hidden * hidden, ffn * hidden, ffn * hidden)
+        table = config["vocab_size"] * hidden
+        return cls(
+            layers=depth * sum(matrices),
+            output=table,
+            rest=table + depth * (9 * hidden + ffn) + 2 * hidden,
+            widest=max(matrices),
+            ffn=ffn,
+            heads=config["num_attention_heads"],
+            kv=2 * depth * hidden,
+            seq_length=config["max_sequence_length"],
+            stored_bits=config.get("quantization_bit") or 16,
+        )
+
+    @classmethod
+    def _of_chatglm2(cls, config: Mapping[str, Any]) -> ModelShape:
         depth, hidden, ffn = config["num_layers"], config["hidden_size"], config["ffn_hidden_size"]
         heads, head_dim = config["num_attention_heads"], config["kv_channels"]
         groups = config.get("multi_query_group_num", 1) if config.get("multi_query_attention") else heads
@@ -63,8 +84,8 @@ class ModelShape:
             raise ModelError(f"读不了 {path}（{error}）：请重新下载这个模型。",
                              f"Cannot read {path} ({error}): download the model again.") from None
         except KeyError as error:
-            raise ModelError(f"{path} 里没有 {error} 一项，不是 ChatGLM2 或 ChatGLM3 的模型。",
-                             f"{path} has no {error}: not a model of the ChatGLM2 or ChatGLM3 kind.") from None
+            raise ModelError(f"{path} 里没有 {error} 一项，不是 ChatGLM 的模型。",
+                             f"{path} has no {error}: not a ChatGLM model.") from None
 
     def weight_bytes(self, bits: int, item: int) -> int:
         """All weights, ``item`` bytes for each value that is not quantized."""

@@ -30,6 +30,17 @@ def test_shape_has_the_models_real_numbers():
     assert SHAPE.kv * 2 == 28 * 1024
 
 
+def test_shape_of_the_first_generation():
+    shape = ModelShape.from_config({
+        "num_layers": 28, "hidden_size": 4096, "inner_hidden_size": 16384, "num_attention_heads": 32,
+        "vocab_size": 130528, "max_sequence_length": 2048,
+    })  # fmt: skip
+    assert shape.kv * 2 == 448 * 1024
+    linear = 3 * 4096**2 + 4096**2 + 2 * 4096 * 16384
+    vectors = 13 * 4096  # biases and norms of a layer
+    assert shape.weight_bytes(16, 2) == 2 * (28 * (linear + vectors) + 2 * 4096 + 2 * 130528 * 4096)
+
+
 def independent_full_house(profile) -> int:
     """Weights and cache written out from the model's tensors, not from ModelShape."""
     item = ITEM_BYTES[profile.dtype]
