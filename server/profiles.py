@@ -164,7 +164,7 @@ def _on_gpu(
 
 
 def _on_cpu(hardware: Hardware, shape: ModelShape, config: Config, warnings: tuple[Note, ...]) -> LaunchProfile:
-    free = Note(f"空闲内存 {_gib(hardware.ram_available)}", f"{_gib(hardware.ram_available)} of memory are free")
+    free = Note(f"空闲内存 {_gib(hardware.ram_available)}", f"{_gib(hardware.ram_available)} of memory is free")
     asked = config.quantize or (TIERS[config.profile].bits if config.profile in GPU_TIERS else None)
     stored = shape.stored_bits if shape.stored_bits < 16 else None
     for bits in (stored or asked,) if stored or asked else CPU_BITS:
@@ -207,7 +207,7 @@ def _with(profile: LaunchProfile, reason: Note, warnings: tuple[Note, ...]) -> L
 
 def _too_big(profile: LaunchProfile, zh: str, en: str, free: int) -> Note:
     return Note(f"可能不够：{profile.bits} 位约要 {_gib(profile.needs)}，空闲{zh}只有 {_gib(free)}",
-                f"may not fit: {profile.bits} bits need about {_gib(profile.needs)}, {_gib(free)} of {en} are free")
+                f"may not fit: {profile.bits} bits need about {_gib(profile.needs)}, {_gib(free)} of {en} is free")
 
 
 def _gib(size: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import signal
@@ -17,6 +18,7 @@ from pathlib import Path
 from server.config import ROOT, Config
 from server.core import Engine
 from server.download import ensure_model
+from server.download.folder import locate
 from server.errors import StartupError
 from server.hardware import lan_addresses, probe
 from server.profiles import LaunchProfile, ModelShape, choose
@@ -39,6 +41,7 @@ def serve(config: Config) -> int:
     from server.api.wsgi import create_server
 
     say = _speaker(config)
+    locate(config.model, ROOT)
     chat_log = open_chat_log(config.chat_log) if config.chat_log else None
     with _bind(config.host, config.port) as sock:
         folder, profile = prepare(config)
@@ -92,11 +95,11 @@ def build_engine(config: Config, folder: Path, profile: LaunchProfile) -> Engine
 
 @contextlib.contextmanager
 def _progress_bar(config: Config):
-    """A callback (done, total) in bytes that draws a bar once loading has taken more than a second."""
+    """A callback (done, total) in bytes that draws a bar on a terminal once loading has taken more than a second."""
     from tqdm import tqdm
 
     label = "正在加载模型" if config.language == "zh" else "loading the model"
-    with tqdm(unit="B", unit_scale=True, unit_divisor=1024, desc=label, delay=1, leave=False) as bar:
+    with tqdm(unit="B", unit_scale=True, unit_divisor=1024, desc=label, delay=1, leave=False, disable=None) as bar:
 
         def advance(done: int, total: int) -> None:
             bar.total = total
@@ -128,6 +131,12 @@ def _bind(host: str, port: int) -> socket.socket:
             sock.listen(1)  # two sockets may be bound to a port, but only one can listen
     except OSError as error:
         sock.close()
+        if error.errno == errno.EADDRNOTAVAIL:
+            raise StartupError(
+                f"{host} 不是这台机器的地址：请检查 --host（127.0.0.1 只供本机，0.0.0.0 也供局域网）。",
+                f"{host} is not an address of this machine: check --host (127.0.0.1 for this machine alone, 0.0.0.0 "
+                "for others too).",
+            ) from None
         raise StartupError(
             f"不能在 {host} 的端口 {port} 上监听（{error.strerror}）：可能程序已经在运行，请关掉它，"
             "或用 --port 换一个端口。",
@@ -146,16 +155,18 @@ def _addresses(sock: socket.socket) -> list[str]:
 
 
 def _print_choice(say: Callable[[str, str], None], folder: Path, profile: LaunchProfile) -> None:
-    needs = f"{profile.needs / 2**30:.1f} GiB"
+    needs, length = f"{profile.needs / 2**30:.1f} GiB", profile.max_length
     say(f"模型：{folder}", f"model: {folder}")
     zh, en = ("不量化", "not quantized") if profile.bits == 16 else (f"int{profile.bits}", f"int{profile.bits}")
     say(
-        f"档位：{profile.name}（{profile.device}，{zh}，{profile.dtype}，约需 {needs}），因为{profile.reason.zh}",
-        f"profile: {profile.name} ({profile.device}, {en}, {profile.dtype}, about {needs}): {profile.reason.en}",
+        f"档位：{profile.name}（{zh}，{profile.dtype}，设备 {profile.device}，约需内存 {needs}），"
+        f"因为{profile.reason.zh}",
+        f"profile: {profile.name} ({en}, {profile.dtype}, on {profile.device}, needs about {needs}): "
+        f"{profile.reason.en}",
     )
     say(
-        f"同时回答 {profile.slots} 个请求，每个最多 {profile.max_length} token，{profile.threads} 个 CPU 线程",
-        f"{profile.slots} requests at once, {profile.max_length} tokens each, {profile.threads} CPU threads",
+        f"同时回答的请求数：{profile.slots}，每个最多 {length} token；CPU 线程数：{profile.threads}",
+        f"requests at once: {profile.slots}, of at most {length} tokens each; CPU threads: {profile.threads}",
     )
     for warning in profile.warnings:
         say(f"注意：{warning.zh}", f"note: {warning.en}")
@@ -165,10 +176,16 @@ def _print_ready(say: Callable[[str, str], None], addresses: list[str], config: 
     say(f"已就绪：{addresses[0]}", f"ready: {addresses[0]}")
     for address in addresses[1:]:
         say(f"局域网：{address}", f"on the local network: {address}")
+    if config.chat_log:
+        say(
+            f"问答记在 {config.chat_log}（--no-chat-log 关闭）",
+            f"chats are kept in {config.chat_log} (--no-chat-log switches that off)",
+        )
+    port = addresses[0].rpartition(":")[2]
     if len(addresses) == 1 and config.host == "127.0.0.1" and (lan := lan_addresses()):
         say(
-            f"局域网：加 --host 0.0.0.0 后，别的机器可访问 http://{lan[0]}:{config.port}",
-            f"on the local network: start with --host 0.0.0.0 to be reached at http://{lan[0]}:{config.port}",
+            f"只有本机能访问；要让局域网里的机器也能用，启动时加 --host 0.0.0.0，地址是 http://{lan[0]}:{port}",
+            f"only this machine can reach it; for others start with --host 0.0.0.0: http://{lan[0]}:{port}",
         )
     body = '{"query":"你好","stream":true}'
     # cmd.exe knows no single quotes

@@ -8,7 +8,7 @@ from datetime import datetime
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
-from server.core import FinishReason, RequestOutput, Usage
+from server.core import RequestOutput, Usage
 from server.errors import StartupError
 
 MAX_BYTES = 16 * 1024 * 1024
@@ -24,19 +24,16 @@ class ChatLog:
             RotatingFileHandler(path, maxBytes=MAX_BYTES, backupCount=BACKUPS, encoding="utf-8", delay=True)
         )
 
-    def record(self, *, client: str, request_id: str, query: str, answer: str, final: RequestOutput | None) -> None:
-        """Write one exchange; ``final`` is None if the client left before the end.
-
-        A full disk is reported on stderr by logging itself and disturbs no answer.
-        """
-        usage = (final and final.usage) or Usage()
+    def record(self, *, client: str, request_id: str, query: str, answer: str, final: RequestOutput) -> None:
+        """Write one exchange; a full disk is reported on stderr by logging itself and disturbs no answer."""
+        usage = final.usage or Usage()
         entry = {
             "time": datetime.now().isoformat(" ", "seconds"),
             "client": client,
             "id": request_id,
             "query": query,
             "answer": answer,
-            "finish_reason": ((final and final.finish_reason) or FinishReason.ABORT).value,
+            "finish_reason": final.finish_reason.value,
             "prompt_tokens": usage.prompt_tokens,
             "completion_tokens": usage.completion_tokens,
         }

@@ -124,7 +124,7 @@ def parse_json(text: str) -> Any:
         return json.loads(text, parse_float=_finite, parse_constant=_no_constant)
     except json.JSONDecodeError as error:
         raise BadRequest(
-            f"JSON 有误：第 {error.lineno} 行第 {error.colno} 列（{error.msg}）。",
+            f"JSON 有误：第 {error.lineno} 行第 {error.colno} 列附近。",
             f"The JSON is malformed at line {error.lineno}, column {error.colno}: {error.msg}.",
         ) from error
     except RecursionError:

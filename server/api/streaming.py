@@ -58,8 +58,14 @@ class Answer:
         """The whole text, or what there is when the client leaves or the generation fails."""
         while not self.final and not self._gone():
             self._read(POLL)
-        self.stream.close()
+        self.end()
         return self.text
+
+    def end(self) -> None:
+        """Stop generating if that still goes on, and read to the end, for the counts: a closed stream ends at once."""
+        self.stream.close()
+        while not self.final:
+            self._read(POLL)
 
     def _read(self, timeout: float) -> str:
         try:
@@ -87,7 +93,7 @@ def stream_response(events: Iterable[bytes], answer: Answer, on_close: Callable[
     response.headers["Cache-Control"] = "no-cache"
     response.headers["X-Accel-Buffering"] = "no"  # nginx would collect events
     # not in a finally of the generator: one that was never started does not run it
-    response.call_on_close(answer.stream.close)
+    response.call_on_close(answer.end)
     response.call_on_close(on_close)
     return with_request_id(response, answer)
 

@@ -41,8 +41,8 @@ def create_server(app: Flask, engine: Engine, settings: ApiSettings, sock: socke
         ident="chatglm-portable",
     )
     server.channel_class = partial(_Channel, settings)
-    # it warns whenever a request waits a moment for a thread; ours are refused with 503 before that matters
-    logging.getLogger("waitress.queue").setLevel(logging.ERROR)
+    # it tells of every client that leaves and of every request that waits a moment for a thread
+    logging.getLogger("waitress").setLevel(logging.ERROR)
     return server
 
 
@@ -75,6 +75,11 @@ def _as_server_error(error: Error, settings: ApiSettings) -> ServerError:
         return too_large(settings.max_body_bytes)
     if error.code == 431:
         return BadRequest("请求头过大。", "The request's headers are too large.")
+    if error.body == "Bad URI":  # mostly: curl ".../generate?query=你好"
+        return BadRequest(
+            "网址里的中文等字符要经过 URL 编码，例如 curl -G --data-urlencode。",
+            "Characters outside ASCII must be URL-encoded in an address, e.g. with curl -G --data-urlencode.",
+        )
     if error.code < 500:
         return BadRequest(f"HTTP 请求有误：{error.body}。", f"The HTTP request is malformed: {error.body}.")
     if error.code == 501:

@@ -58,10 +58,10 @@ class LocalEngine:
     def submit(self, request: GenerationRequest) -> LocalRequestStream:
         self._check_room()  # before the work of tokenizing
         params = request.params
-        max_length = min(params.max_length or self.max_length, self.max_length)
         self._check_ids(request.prompt_ids)
-        prompt_ids = fit_prompt(self._model.family, self._model.tokenizer, request, max_length)
-        max_total = min(max_length, len(prompt_ids) + (params.max_tokens or max_length))
+        prompt_ids = fit_prompt(self._model.family, self._model.tokenizer, request, self.max_length)
+        limits = [self.max_length, params.max_length, params.max_tokens and len(prompt_ids) + params.max_tokens]
+        max_total = min(filter(None, limits))
         sequence = Sequence(
             f"req-{uuid.uuid4().hex[:16]}",
             prompt_ids,

@@ -12,13 +12,14 @@ from server.models.base import Family, Tokenizer
 _PROMPT_SHARE = 0.8
 
 
-def fit_prompt(family: Family, tokenizer: Tokenizer, request: GenerationRequest, max_length: int) -> list[int]:
-    """Prompt ids that leave room for an answer within ``max_length`` tokens.
+def fit_prompt(family: Family, tokenizer: Tokenizer, request: GenerationRequest, limit: int) -> list[int]:
+    """Prompt ids that leave room for an answer within the request's max_length, at most the server's ``limit``.
 
     Raises ContextOverflow where the request's overflow policy cannot make it fit: the query itself is never cut.
     """
+    max_length = min(request.params.max_length or limit, limit)
     if request.prompt_ids:
-        return _refuse_if_longer(list(request.prompt_ids), max_length - 1, max_length)
+        return _refuse_if_longer(list(request.prompt_ids), max_length - 1, max_length, limit)
     if not any(message.role != "system" for message in request.messages):
         raise BadRequest(
             "请求里没有问题：messages 至少要有一条 user 消息。",
@@ -32,9 +33,9 @@ def fit_prompt(family: Family, tokenizer: Tokenizer, request: GenerationRequest,
         return family.build_prompt(tokenizer, [*system, *kept], request.answer_prefix)
 
     if request.overflow is Overflow.REFUSE:
-        return _refuse_if_longer(build(0), max_length - 1, max_length)
+        return _refuse_if_longer(build(0), max_length - 1, max_length, limit)
     allowed = int(max_length * _PROMPT_SHARE)
-    newest = _refuse_if_longer(build(len(rounds) - 1), allowed, max_length)
+    newest = _refuse_if_longer(build(len(rounds) - 1), allowed, max_length, limit)
     oldest_possible = _first_round_that_may_fit(tokenizer, rounds, allowed)
     return _with_more_rounds(build, newest, oldest_possible, len(rounds) - 1, allowed)
 
@@ -77,12 +78,15 @@ def _with_more_rounds(
     return fitting
 
 
-def _refuse_if_longer(ids: list[int], allowed: int, max_length: int) -> list[int]:
+def _refuse_if_longer(ids: list[int], allowed: int, max_length: int, limit: int) -> list[int]:
     if len(ids) <= allowed:
         return ids
+    if max_length < limit:
+        zh, en = "请缩短输入或增大 max_length", "shorten it or raise max_length"
+    else:
+        zh, en = "这是服务器的上限，请缩短输入", "this is the server's limit, so shorten it"
     raise ContextOverflow(
-        f"输入太长：提问有 {len(ids)} 个 token，max_length={max_length} 时最多允许 {allowed} 个；"
-        "请缩短输入或增大 max_length。",
+        f"输入太长：提问有 {len(ids)} 个 token，max_length={max_length} 时最多允许 {allowed} 个；{zh}。",
         f"The input is too long: {len(ids)} tokens, and at most {allowed} are allowed with max_length={max_length}; "
-        "shorten it or raise max_length.",
+        f"{en}.",
     )

@@ -323,7 +323,9 @@ def test_a_query_that_alone_is_too_long_is_refused_with_both_numbers(engine_with
     )
     with pytest.raises(ContextOverflow) as caught:
         engine_with().submit(request)
-    assert "100 tokens" in caught.value.en and "80" in caught.value.en
+    assert "100 tokens" in caught.value.en and "80" in caught.value.en and "raise max_length" in caught.value.en
+    with pytest.raises(ContextOverflow, match="server's limit"):
+        engine_with(max_length=100).submit(request)
 
 
 def test_refuse_needs_room_for_one_token(engine_with):
