@@ -17,6 +17,7 @@ import time
 from dataclasses import dataclass
 
 from benchmarks.random_model import CONFIGS, ROOT, make_random_model
+from benchmarks.stamps import drawn, note_tokens
 from server.config import parse
 from server.core import GenerationRequest, SamplingParams
 from server.engine.local import LocalEngine
@@ -38,11 +39,10 @@ class Timing:
 
 def read_answer(engine: LocalEngine, prompt_ids: list[int], new_tokens: int) -> Timing:
     params = SamplingParams(temperature=0, max_tokens=new_tokens)
-    begin, stamps, cached = time.perf_counter(), [], 0
-    for output in engine.submit(GenerationRequest(prompt_ids=tuple(prompt_ids), params=params)):
-        stamps += [time.perf_counter()] * len(output.token_ids)
-        cached = output.usage.cached_tokens if output.usage else cached
-    return Timing(stamps, cached, begin)
+    begin = time.perf_counter()
+    stream = engine.submit(GenerationRequest(prompt_ids=tuple(prompt_ids), params=params))
+    *_, last = stream
+    return Timing(drawn[stream.request_id], last.usage.cached_tokens, begin)
 
 
 class Prompts:
@@ -132,6 +132,7 @@ def run(options: argparse.Namespace, server_options: list[str]) -> None:
         f"{folder.name}: {profile.bits} bits, {profile.dtype}, {profile.device}, {profile.threads} threads, "
         f"loaded in {time.perf_counter() - begin:.1f} s"
     )
+    note_tokens()
     prompts = Prompts()
     read_answer(engine, prompts.make(32), 4)  # warm-up
     lengths = [length for length in options.lengths if length < engine.max_length]

@@ -16,26 +16,12 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+from benchmarks.stamps import drawn, note_tokens
 from server.api.app import create_app
 from server.api.dialect import ApiSettings
 from server.api.wsgi import create_server, stop
 from server.config import parse
-from server.engine.sequence import Sequence
 from server.serve import build_engine, prepare
-
-made: dict[str, list[float]] = {}  # request id -> when its tokens were drawn
-
-
-def slow_down(seconds: float) -> None:
-    """Note when each token is drawn, and sleep before, as a large model would compute."""
-    append = Sequence.append
-
-    def slowly(self: Sequence, token_id: int) -> None:
-        time.sleep(seconds)
-        made.setdefault(self.request_id, []).append(time.perf_counter())
-        append(self, token_id)
-
-    Sequence.append = slowly
 
 
 def read_stream(port: int) -> tuple[str, list[float]]:
@@ -53,7 +39,7 @@ def read_stream(port: int) -> tuple[str, list[float]]:
 
 def delays(request_id: str, arrived: list[float]) -> list[float]:
     """For each event, the time since the token before it."""
-    return [at - max(made_at for made_at in made[request_id] if made_at <= at) for at in arrived]
+    return [at - max(drawn_at for drawn_at in drawn[request_id] if drawn_at <= at) for at in arrived]
 
 
 def main() -> None:
@@ -62,7 +48,7 @@ def main() -> None:
     options, server_options = parser.parse_known_args()
     config = parse(server_options)
     engine = build_engine(config, *prepare(config))
-    slow_down(options.step)
+    note_tokens(options.step)
     sock = socket.create_server(("127.0.0.1", 0))
     settings = ApiSettings()
     server = create_server(create_app(engine, settings), engine, settings, sock)
