@@ -29,7 +29,9 @@ if [ "${1-}" = test ]; then
     cd "$root"
     exec "$root/.venv/bin/python" -m pytest "$@"
 fi
-"$python" "$root/system/install.py"
+"$python" "$root/system/install.py" -- "$@"
+# with options like --help nothing was installed, and the Python found above will do
+if "$root/.venv/bin/python" -c '' 2>/dev/null; then python=$root/.venv/bin/python; fi
 # the caller's folder stays the current one: paths among the options start there
-export PYTHONPATH="$root" PYTHONSAFEPATH=1
-exec "$root/.venv/bin/python" -m server "$@"
+export PYTHONPATH="$root" PYTHONSAFEPATH=1 CHATGLM_COMMAND="$0"
+exec "$python" -m server "$@"

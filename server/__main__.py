@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 
-from server.config import language_of, parse
+from server.config import COMMAND, language_of, parse
 from server.errors import StartupError
 
 
@@ -23,12 +24,26 @@ def main(argv: list[str]) -> int:
 
 
 def _serve(argv: list[str]) -> int:
-    config = parse(argv)
+    config = parse(argv, command=os.environ.get(COMMAND) or "python -m server")
     logging.basicConfig(level=config.log_level.upper(), format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     from server.serve import serve
 
     return serve(config)
 
 
+def _run(argv: list[str]) -> int:
+    """main, where the reader of our output may leave (``| head``) and the console may lack Chinese."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    try:
+        try:
+            return main(argv)
+        finally:
+            sys.stdout.flush()  # here, where its failure can be caught, and not in the interpreter's exit
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(_run(sys.argv[1:]))

@@ -33,6 +33,8 @@ from server.option_types import (
 )
 
 ROOT = Path(__file__).resolve().parent.parent
+VERSION = "0.1.0"  # pyproject.toml says the same
+COMMAND = "CHATGLM_COMMAND"  # no option: how the launchers tell what the user typed to start them
 
 
 def option(default: Any, kind: Kind, *short: str, zh: str, en: str, env: str = "") -> Any:
@@ -67,13 +69,14 @@ class Config:
     slots: int | None = option(None, integer(1, 256, auto=True),
         zh="同时回答几个请求", en="requests answered at the same time")
     queue: int = option(32, integer(0, 1000),
-        zh="最多几个请求排队等候，再多就答“忙”", en="requests that may wait; more are told to come back")
+        zh="最多几个请求排队等候，超出时回复“服务器忙”", en="requests that may wait; more are told to come back")
     prefill_chunk: int | None = option(None, integer(16, 8192, auto=True),
         zh="读提问时每步最多多少 token", en="tokens of a prompt read in one step")
     threads: int = option(0, integer(0, 1024),
         zh="CPU 线程数；0 表示物理核数", en="CPU threads; 0 means one per physical core")
     chat_log: Path | None = option(ROOT / "chatlog.log", LOG,  # noqa: RUF009
-        zh="把问答记到这个文件；none 表示不记", en="file that keeps the chats; none keeps nothing")
+        zh="把问答记到这个文件；不想记就写 --chat-log none 或 --no-chat-log",
+        en="file that keeps the chats; --chat-log none or --no-chat-log keeps nothing")
     max_body: int = option(8, integer(1, 1024), zh="请求正文的上限，MiB", en="largest request body in MiB")
     cors: tuple[str, ...] = option(("*",), ORIGINS,
         zh="哪些网站的网页可以调用本服务", en="websites whose pages may call this server")
@@ -114,35 +117,32 @@ def parse(
 ) -> Config:
     """Options from ``argv`` (without the program's name), ``env`` and ``root``/config.toml.
 
-    ``language`` of the result is "zh" or "en". ``--help`` prints and raises SystemExit(0); everything that is wrong is
-    a StartupError that names the place it came from.
+    ``language`` of the result is "zh" or "en". ``--help`` and ``--version`` print and raise SystemExit(0); everything
+    that is wrong is a StartupError that names the place it came from.
     """
     on_argv = Source("命令行", "on the command line", Path.cwd(), flag)
     in_env = Source("环境变量", "in the environment", Path.cwd(), variable)
     typed = _read_argv(argv, on_argv)
-    if typed.pop("help", False):
-        print(help_text(command, language_of(argv, env)))
+    if page := typed.pop("page", None):
+        print(help_text(command, language_of(argv, env)) if page == "help" else f"chatglm-portable {VERSION}")
         raise SystemExit(0)
-    exported = _read_env(env, in_env)
+    # read before the file: on Python 3.10 that needs a package which may not be installed yet
+    given = {name: _cast(name, raw, in_env) for name, raw in _read_env(env, in_env).items()}
+    given |= {name: _cast(name, raw, on_argv) for name, raw in typed.items()}
+    if "config" not in given and (root / "config.toml").is_file():
+        given["config"] = root / "config.toml"
     values = {"chat_log": root / "chatlog.log"}
-    for given, source in ((exported, in_env), (typed, on_argv)):
-        if "config" in given:
-            values["config"] = _cast("config", given["config"], source)
-    if "config" not in values and (root / "config.toml").is_file():
-        values["config"] = root / "config.toml"
-    if path := values.get("config"):
+    if path := given.get("config"):
         in_file = Source(f"文件 {path} ", f"in {path}", path.parent, str)
         values |= {name: _cast(name, raw, in_file) for name, raw in _read_file(path, in_file).items()}
-    for given, source in ((exported, in_env), (typed, on_argv)):
-        values |= {name: _cast(name, raw, source) for name, raw in given.items()}
-    config = Config(**values)
+    config = Config(**(values | given))
     language = system_language(env) if config.language == "auto" else config.language
     return dataclasses.replace(config, language=language)
 
 
 def language_of(argv: Sequence[str], env: Mapping[str, str] = os.environ) -> str:
     """The language for what is said before, or instead of, a Config."""
-    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+    for word, following in zip(argv, [*argv[1:], ""], strict=False):
         value = following if word == "--language" else word.removeprefix("--language=")
         if word.startswith("--language") and value in ("zh", "en"):
             return value
@@ -153,7 +153,8 @@ def _read_argv(argv: Sequence[str], source: Source) -> dict[str, Any]:
     parser = argparse.ArgumentParser(
         add_help=False, allow_abbrev=False, exit_on_error=False, argument_default=argparse.SUPPRESS
     )
-    parser.add_argument("-h", "--help", action="store_true")
+    parser.add_argument("-h", "--help", dest="page", action="store_const", const="help")
+    parser.add_argument("--version", dest="page", action="store_const", const="version")
     for name, row in ROWS.items():
         kind, spellings = row.metadata["kind"], (flag(name), *row.metadata["short"])
         if kind.bare is None:
@@ -181,7 +182,7 @@ def _bad_use(spelling: str) -> StartupError:
 def _read_env(env: Mapping[str, str], source: Source) -> dict[str, str]:
     known = {variable(name): name for name in ROWS}
     for key in env:
-        if key.startswith("CHATGLM_") and key not in known:
+        if key.startswith("CHATGLM_") and key not in known and key != COMMAND:
             raise _unknown(key, key, known, source)
     return {name: env[key] for key, name in known.items() if env.get(key)}
 
@@ -234,15 +235,20 @@ def _unknown(written: str, looked_up: str, valid: Iterable[str], source: Source)
 def help_text(command: str, language: str) -> str:
     """The page that --help prints: two lines for each option."""
     zh = language == "zh"
-    lines = [f"用法：{command} [选项]" if zh else f"usage: {command} [options]", ""]
+    separator = "；" if zh else "; "
+    lines = [f"用法：{command} [选项]" if zh else f"usage: {command} [options]"]
+    if command.endswith("run.sh"):
+        lines.append(f"      {command} test [pytest 的参数]" if zh else f"       {command} test [pytest's arguments]")
+    lines.append("")
     for name, row in ROWS.items():
         kind = row.metadata["kind"]
         spellings = ", ".join((*row.metadata["short"], flag(name)))
         negated = f", --no-{flag(name)[2:]}" if kind.negated is not None else ""
         default, default_word = _shown_default(row, zh), "默认" if zh else "default"
         lines.append(f"  {spellings} {kind.metavar}".rstrip() + negated)
-        lines.append(f"      {row.metadata[language]} [{default_word} {default}; {variable(name)}]")
+        lines.append(f"      {row.metadata[language]} [{default_word} {default}{separator}{variable(name)}]")
     lines += ["", "  -h, --help", "      显示本页" if zh else "      show this page"]
+    lines += ["  --version", "      显示版本号" if zh else "      show the version"]
     return "\n".join(lines)
 
 

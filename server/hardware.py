@@ -43,6 +43,7 @@ class Hardware:
     ram_total: int = 0
     ram_available: int = 0
     cores: int = 1  # physical ones that this process may use
+    threads: int = 0  # logical ones, two to a core with hyper-threading
     disk_free: int = 0
 
 
@@ -58,7 +59,8 @@ def probe(path: Path, env: Mapping[str, str] = os.environ) -> Hardware:
         torch_cuda=_torch_cuda(),
         ram_total=memory.total,
         ram_available=memory.available,
-        cores=_cores(psutil.cpu_count(logical=False)),
+        cores=min(psutil.cpu_count(logical=False) or _allowed(), _allowed()),
+        threads=_allowed(),
         disk_free=disk_free(path),
     )
 
@@ -74,9 +76,9 @@ def disk_free(path: Path) -> int:
         return 0
 
 
-def _cores(physical: int | None) -> int:
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(physical or allowed, allowed)
+def _allowed() -> int:
+    """The logical cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _nvml() -> tuple[tuple[GPU, ...], str] | None:

@@ -69,6 +69,7 @@ FILE = Kind(_cast_path, "FILE", "文件名，或 none", "a file name or none")
 LOG = FILE._replace(metavar="PATH", negated="none")
 ORIGINS = Kind(_cast_origins, "ORIGINS", "用逗号隔开的来源、* 或 none", "origins separated by commas, * or none")
 URL = text("URL", r"https?://\S+", "http:// 或 https:// 开头的网址", "an address that starts with http:// or https://")
-DEVICE = text("auto|cpu|cuda|cuda:N", r"auto|cpu|cuda(:\d+)?", "auto、cpu、cuda、cuda:0", "auto, cpu, cuda, cuda:0")
+DEVICE = text("auto|cpu|cuda|cuda:N", r"auto|cpu|cuda(:\d+)?", "auto、cpu、cuda、cuda:N（N 是显卡的编号）",
+              "auto, cpu, cuda, cuda:N (N is a GPU's number)")
 NAME = text("NAME|DIR", r".*\S.*", "模型名或文件夹", "a model's name or a folder")
 HOST = text("ADDRESS", r"\S+", "网络地址", "a network address")

@@ -72,6 +72,16 @@ def choose(hardware: Hardware, shape: ModelShape, config: Config) -> LaunchProfi
     or for a device that is not there.
     """
     _check(shape, config)
+    profile = _choose(hardware, shape, config)
+    most = max(hardware.cores, hardware.threads)
+    if profile.threads <= most:
+        return profile
+    note = Note(f"--threads {profile.threads} 超过这台机器的 {most} 个，改用 {most} 个",
+                f"--threads {profile.threads} is more than this machine has; {most} are used")
+    return replace(profile, threads=most, warnings=(*profile.warnings, note))
+
+
+def _choose(hardware: Hardware, shape: ModelShape, config: Config) -> LaunchProfile:
     if _is_tiny(shape, config):
         exact = replace(config, dtype="float32") if config.dtype == "auto" else config
         reason = Note("模型很小，用 CPU 最快", "the model is small, the CPU is quickest")

@@ -1,37 +1,38 @@
 """Installs requirements.txt, once: into system/python where the bundle has one, else into .venv.
 
-    python system/install.py [--with-tests]
+    python system/install.py [--with-tests] [-- options of the server]
 
-Nothing is done while what was installed is up to date, and an installation that was cut short is repaired. Uses only
-the standard library and whatever Python >= 3.10 it is started with; pip's own settings (PIP_INDEX_URL ...) hold.
+Nothing is done while what was installed is up to date, nor for options with which the server only prints something.
+An installation that was cut short is gone on with. Uses only the standard library and whatever Python >= 3.10 it is
+started with; pip's own settings (PIP_INDEX_URL ...) hold.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
+import io
 import json
 import os
 import platform
-import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from server.i18n import system_language  # noqa: E402
+from system.repair import forget_half_installed  # noqa: E402
+from system.torch_builds import find_gpu, torch_attempts, torch_pin  # noqa: E402
 
 OLDEST, NEWEST = (3, 10), (3, 14)  # Pythons that the pinned PyTorch has wheels for
-PYTORCH_INDEX = "https://download.pytorch.org/whl/"
-# PyTorch's builds for CUDA, best first: oldest driver, oldest GPU (compute capability)
-CUDA_BUILDS = {"cu130": (580, (7, 5)), "cu126": (525, (5, 0))}
 NOT_FOUND = ("No matching distribution found", "Could not find a version that satisfies")
 
 
@@ -43,33 +44,22 @@ class Failure(Exception):
         self.zh, self.en = zh, en
 
 
-class Gpu(NamedTuple):
-    driver: int  # major version
-    capability: tuple[int, int]
-
-
-class Attempt(NamedTuple):
-    """A way to get PyTorch."""
-
-    requirement: str
-    options: tuple[str, ...]
-    zh: str
-    en: str
-
-
 def main(argv: Sequence[str]) -> int:
     """Returns the exit code."""
     zh = system_language() == "zh"
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # consoles that lack Chinese
     files = [ROOT / "requirements.txt"] + [ROOT / "tests" / "requirements.txt"] * ("--with-tests" in argv)
+    if "--" in argv and not will_serve(argv[argv.index("--") + 1 :]):
+        return 0
     try:
         install(ROOT, files, zh)
     except Failure as failure:
         print(failure.zh if zh else failure.en, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\n安装中断了，下次启动会接着装。" if zh else "\nInterrupted; the next start goes on.", file=sys.stderr)
+        print("\n安装中断了，下次启动会接着装（没下完的那个包重新下）。" if zh else
+              "\nInterrupted; the next start goes on (a download under way begins again).", file=sys.stderr)
         return 130
     return 0
 
@@ -84,14 +74,72 @@ def install(root: Path, files: Sequence[Path], zh: bool) -> None:
         return
     _check_python()
     environment = Environment(Path(sys.executable) if in_bundle else venv_python(home), root, zh)
-    if not in_bundle and (stamp.was_cut_short() or not environment.has_pip()):
-        environment.say("正在建立 .venv ……", "Making .venv ...")
-        make_venv(home)
-    if not environment.has_pip():
-        raise Failure(f"{environment.python} 没有 pip：请重新解压整个程序包。",
-                      f"{environment.python} has no pip: unpack the whole bundle again.")
-    with stamp.running(files):
-        environment.install(files)
+    with one_at_a_time(root / "system" / "install.lock", environment.say) as lock:
+        if stamp.is_current(files):  # thanks to the one that was waited for
+            return
+        if not in_bundle and not environment.has_pip():
+            environment.say("正在建立 .venv ……", "Making .venv ...")
+            make_venv(home)
+        if not environment.has_pip():
+            raise Failure(f"{environment.python} 没有 pip：请重新解压整个程序包。",
+                          f"{environment.python} has no pip: unpack the whole bundle again.")
+        if stamp.was_cut_short():
+            environment.say("上次安装没有完成，现在接着装……", "The last installation was not finished, going on ...")
+            for folder in environment.package_folders():
+                forget_half_installed(folder)
+        environment.lock = lock
+        with stamp.running(files):
+            environment.install(files)
+
+
+def will_serve(options: Sequence[str]) -> bool:
+    """False if the server will only print a page or what is wrong with its options, which takes no packages."""
+    from server.config import parse
+    from server.errors import StartupError
+
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            parse(options[1:] if options[:1] == ["serve"] else options)
+    except (StartupError, SystemExit):
+        return False
+    except ImportError:  # config.toml on Python 3.10: what reads it is yet to be installed
+        return True
+    return True
+
+
+@contextlib.contextmanager
+def one_at_a_time(path: Path, say: Callable[[str, str], None]) -> Iterator[tuple[int, ...]]:
+    """Wait until nobody else installs; the system takes the lock from a process that is killed.
+
+    Yields the descriptors that pip has to inherit: the lock then outlives a killed installer whose pip still writes.
+    """
+    try:
+        file = path.open("ab")
+    except OSError as error:
+        raise Failure(f"不能写入 {path.parent}（{error.strerror}）：请检查权限，或把程序移到别的文件夹。",
+                      f"Cannot write to {path.parent} ({error.strerror}): check its permissions, or move the "
+                      "program.") from None
+    with file:
+        if not _lock(file):
+            say("另一个安装正在进行，等它结束……", "Another installation is running, waiting for it to end ...")
+            while not _lock(file):
+                time.sleep(0.2)
+        yield () if os.name == "nt" else (file.fileno(),)
+
+
+def _lock(file: IO[bytes]) -> bool:
+    try:
+        if os.name == "nt":
+            import msvcrt
+
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:  # other errors: a file system that knows no locks, where waiting would never end
+        return error.errno not in (errno.EACCES, errno.EAGAIN, errno.EDEADLK)
+    return True
 
 
 class Stamp:
@@ -113,15 +161,12 @@ class Stamp:
 
     @contextlib.contextmanager
     def running(self, files: Sequence[Path]) -> Iterator[None]:
-        """The note of a run stays if it is killed; where pip itself gave up, everything is still in order."""
+        """The note of a run stays unless all went well: pip may have been killed, or the disk was full."""
         self._running.touch()
-        try:
-            yield
-            self._done.write_text(json.dumps(self._hashes(files)), encoding="utf-8")
-            self._running.unlink()
-        except Failure:
-            self._running.unlink()
-            raise
+        hashes = self._hashes(files)
+        yield
+        self._done.write_text(json.dumps(hashes), encoding="utf-8")
+        self._running.unlink(missing_ok=True)
 
     def _hashes(self, files: Sequence[Path]) -> dict[str, str]:
         names = (path.relative_to(self._root).as_posix() for path in files)
@@ -133,6 +178,7 @@ class Environment:
 
     def __init__(self, python: Path, root: Path, zh: bool):
         self.python, self._zh = python, zh
+        self.lock: tuple[int, ...] = ()  # descriptors that pip inherits
         wheels = root / "system" / "wheels"
         self._wheels = ["--find-links", str(wheels)] if wheels.is_dir() else []
         self._output = ""
@@ -146,6 +192,13 @@ class Environment:
         except (OSError, subprocess.TimeoutExpired):
             return False
         return done.returncode == 0
+
+    def package_folders(self) -> set[Path]:
+        """Where pip puts packages."""
+        code = "import sysconfig as s; print(s.get_path('purelib'), s.get_path('platlib'), sep=chr(10))"
+        command = [self.python, "-I", "-X", "utf8", "-c", code]
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", check=True)
+        return {Path(line).resolve() for line in done.stdout.splitlines()}
 
     def install(self, files: Sequence[Path]) -> None:
         """From system/wheels alone if it has everything, else with what the package index has."""
@@ -179,7 +232,8 @@ class Environment:
         pip = [str(self.python), "-I", "-m", "pip", "--disable-pip-version-check", "--no-input", "install"]
         env = {**os.environ, "PIP_USER": "0"}  # a --user from pip's settings is an error in a venv
         with tempfile.TemporaryFile() as output:
-            process = subprocess.Popen([*pip, *arguments], stdout=output, stderr=subprocess.STDOUT, env=env)
+            process = subprocess.Popen([*pip, *arguments], stdout=output, stderr=subprocess.STDOUT, env=env,
+                                       pass_fds=self.lock)
             _show_seconds(process)
             output.seek(0)
             self._output = output.read().decode(errors="replace")
@@ -230,47 +284,6 @@ def make_venv(home: Path) -> None:
     shutil.rmtree(home, ignore_errors=True)
     raise Failure("建立 .venv 失败：Debian、Ubuntu 上先执行 sudo apt install python3-venv；别的系统见上面的报错。",
                   "Could not make .venv: on Debian and Ubuntu run sudo apt install python3-venv first; else see above.")
-
-
-def torch_pin(requirements: Path) -> str | None:
-    """The version of PyTorch that the file asks for."""
-    match = re.search(r"^torch==([\w.]+)", requirements.read_text(encoding="utf-8"), re.MULTILINE)
-    return match[1] if match else None
-
-
-def find_gpu() -> Gpu | None:
-    """The newest NVIDIA GPU and its driver, asked of nvidia-smi; None where there is none."""
-    program = shutil.which("nvidia-smi")
-    if not program:
-        return None
-    command = [program, "--query-gpu=driver_version,compute_cap", "--format=csv,noheader"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=20)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    found = re.findall(r"^(\d+)\.[\d.]+, *(\d+)\.(\d+)", done.stdout, re.MULTILINE)
-    return max((Gpu(int(driver), (int(a), int(b))) for driver, a, b in found), default=None)
-
-
-def torch_attempts(pin: str, gpu: Gpu | None, system: str) -> list[Attempt]:
-    """Ways to get PyTorch ``pin`` for this machine (``system`` as in sys.platform), the best first."""
-    attempts = []
-    for build, (driver, capability) in CUDA_BUILDS.items():
-        if gpu and gpu.driver >= driver and gpu.capability >= capability:
-            attempts.append(Attempt(f"torch=={pin}+{build}", ("--extra-index-url", PYTORCH_INDEX + build),
-                                    f"正在安装 PyTorch（显卡版 {build}，约 2 GB）……",
-                                    f"Installing PyTorch ({build} for the GPU, about 2 GB) ..."))
-    if system == "linux" and not attempts:
-        cpu = f"torch=={pin}+cpu"
-        zh, en = "正在安装 PyTorch（CPU 版，约 200 MB）……", "Installing PyTorch (for the CPU, about 200 MB) ..."
-        attempts.append(Attempt(cpu, (), zh, en))
-        attempts.append(Attempt(cpu, ("--extra-index-url", PYTORCH_INDEX + "cpu"),
-                                "换 PyTorch 官方源再试……", "Trying PyTorch's own index ..."))
-    # on Linux the package index has the build for CUDA, elsewhere the one for the CPU
-    size = ("，约 2 GB", ", about 2 GB") if system == "linux" else ("", "")
-    attempts.append(Attempt(f"torch=={pin}", (), f"正在安装 PyTorch（软件源的默认版{size[0]}）……",
-                            f"Installing PyTorch (the package index's default{size[1]}) ..."))
-    return attempts
 
 
 if __name__ == "__main__":

@@ -5,10 +5,10 @@ cd /d "%~dp0.."
 set "PYTHONUTF8=1"
 set "PYTHONNOUSERSITE=1"
 if not defined CHATGLM_BROWSER set "CHATGLM_BROWSER=1"
+set "CHATGLM_COMMAND=system\launch.bat"
 set "PYTHON=%~dp0python\python.exe"
 if exist "%PYTHON%" goto start
 set "PYTHON=%~dp0..\.venv\Scripts\python.exe"
-if exist "%~dp0..\.venv\installing" goto missing
 if exist "%PYTHON%" goto start
 
 :missing
@@ -17,7 +17,7 @@ set "CODE=1"
 goto end
 
 :start
-"%PYTHON%" "%~dp0install.py"
+"%PYTHON%" "%~dp0install.py" -- %*
 set "CODE=%errorlevel%"
 if not "%CODE%"=="0" goto end
 "%PYTHON%" -m server %*

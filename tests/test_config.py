@@ -1,4 +1,5 @@
 import dataclasses
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -188,6 +189,37 @@ def test_help_shows_every_option_with_its_default(language, capsys):
         assert row.metadata[language] in page
         assert config.variable(name) + "]" in page
     assert "5178" in page and "chatlog.log" in page
+    assert "; " not in page if language == "zh" else "；" not in page
+    assert "run.sh test" not in page
+
+
+def test_help_of_run_sh_names_its_other_use():
+    assert config.help_text("./run.sh", "en").splitlines()[1].strip().startswith("./run.sh test")
+    assert config.help_text("./run.sh", "zh").splitlines()[1].strip().startswith("./run.sh test")
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as caught:
+        parse(["--version"], env={})
+    assert caught.value.code == 0 and capsys.readouterr().out == f"chatglm-portable {config.VERSION}\n"
+    project = (config.ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert re.search(r'^version = "(.*)"$', project, re.MULTILINE)[1] == config.VERSION
+
+
+def test_device_is_allowed_as_help_writes_it():
+    error = failure(["--device", "gpu"])
+    assert "cuda:N" in error.en and "cuda:N" in error.zh
+
+
+def test_what_the_launchers_say_is_no_option(root):
+    parse([], env={"CHATGLM_COMMAND": "./run.sh"}, root=root)
+
+
+def test_mistakes_are_found_without_reading_the_file(root):
+    """Which takes a package on Python 3.10 that may not be there yet."""
+    (root / "config.toml").write_text("port = ")
+    assert "--port" in failure(["--port", "x"], root=root).en
+    assert "CHATGLM_PORT" in failure(env={"CHATGLM_PORT": "x"}, root=root).en
 
 
 @pytest.mark.parametrize(
@@ -197,6 +229,8 @@ def test_help_shows_every_option_with_its_default(language, capsys):
         (["--language=en"], {"LANG": "zh_CN"}, "en"),
         (["--language"], {"CHATGLM_LANG": "zh"}, "zh"),
         (["--port", "x"], {"CHATGLM_LANG": "zh"}, "zh"),
+        ([], {"CHATGLM_LANG": "zh"}, "zh"),
+        ([], {}, "en"),
     ],
 )
 def test_language_before_the_options_are_read(argv, env, expected):

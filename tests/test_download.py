@@ -24,6 +24,7 @@ MODEL = {
     "MODEL_LICENSE": b"text",
     **SHARDS,
 }
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"
 UNWANTED = {"modeling_chatglm.py": b"import os", "README.md": b"#", "onnx/model.onnx": b"x"}
 FIRST, SECOND = SHARDS
 
@@ -235,11 +236,14 @@ def test_a_path_from_the_current_folder(tmp_path, monkeypatch):
         ({"config.json": None}, ["config.json"]),
         ({"tokenizer.model": None}, ["tokenizer.model"]),
         ({SECOND: None}, [SECOND]),
-        ({FIRST: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"}, [FIRST]),
+        ({FIRST: POINTER}, [FIRST]),
         ({"pytorch_model.bin.index.json": b"{"}, ["pytorch_model.bin.index.json"]),
         ({"pytorch_model.bin.index.json": b"{", "model.safetensors": b"s" * 2000}, ["pytorch_model.bin.index.json"]),
         ({"pytorch_model.bin.index.json": None, "model.safetensors": b"s" * 2000, SECOND: None}, []),
-        ({"pytorch_model.bin.index.json": None, FIRST: None, SECOND: None}, ["pytorch_model.bin / model.safetensors"]),
+        ({"pytorch_model.bin.index.json": None, FIRST: None, SECOND: None},
+         ["model.safetensors or pytorch_model.bin"]),
+        ({"pytorch_model.bin.index.json": None, FIRST: None, SECOND: None, "model.safetensors": b"short"},
+         ["model.safetensors"]),
     ],
 )
 def test_missing_files(changes, missing, tmp_path):
@@ -250,6 +254,37 @@ def test_own_folder_that_lacks_files(tmp_path):
     folder = fill(tmp_path / "mine", **{SECOND: None})
     with pytest.raises(ModelError, match=SECOND):
         ensure_model(str(folder), root=tmp_path)
+
+
+NO_WEIGHTS = {"pytorch_model.bin.index.json": None, FIRST: None, SECOND: None}
+
+
+@pytest.mark.parametrize(
+    ("changes", "en", "zh"),
+    [
+        ({SECOND: None}, f"lacks {SECOND}: put it there.", f"缺少 {SECOND}：请把文件放齐。"),
+        ({FIRST: None, SECOND: None}, f"lacks {FIRST}, {SECOND}: put them there.", f"缺少 {FIRST}、{SECOND}："),
+        (NO_WEIGHTS, "lacks model.safetensors or pytorch_model.bin: put",
+         "缺少 model.safetensors 或 pytorch_model.bin："),
+        ({**NO_WEIGHTS, "model.safetensors": POINTER},
+         "has only Git LFS pointers in place of model.safetensors: run git lfs pull there",
+         "model.safetensors 只是 Git LFS 的指针，不是文件本身：请在那里执行 git lfs pull"),
+        ({FIRST: b"", "tokenizer.model": None},
+         f"lacks tokenizer.model and has only a damaged {FIRST}: download them again.", f"{FIRST} 不完整：请重新下载"),
+    ],
+)  # fmt: skip
+def test_own_folder_says_what_is_wrong_with_each_file(changes, en, zh, tmp_path):
+    folder = fill(tmp_path / "mine", **changes)
+    with pytest.raises(ModelError) as caught:
+        ensure_model(str(folder), root=tmp_path)
+    assert en in caught.value.en and zh in caught.value.zh
+
+
+def test_file_in_place_of_its_folder(tmp_path):
+    folder = fill(tmp_path / "mine")
+    with pytest.raises(StartupError) as caught:
+        ensure_model(str(folder / "config.json"), root=tmp_path)
+    assert f"--model {folder}." in caught.value.en and f"--model {folder}。" in caught.value.zh
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
 import os
+import shlex
 import stat
 import sys
 import time
@@ -22,7 +23,7 @@ def test_this_machine(tmp_path):
     found = probe(tmp_path / "not" / "yet")
     assert time.perf_counter() - started < 3
     assert 0 < found.ram_available <= found.ram_total == psutil.virtual_memory().total
-    assert 1 <= found.cores <= os.cpu_count()
+    assert 1 <= found.cores <= found.threads <= os.cpu_count()
     assert found.disk_free > 0
     assert all(0 <= gpu.free <= gpu.total for gpu in found.gpus)
 
@@ -63,7 +64,7 @@ def smi_program(tmp_path, monkeypatch):
 
     def install(body: str):
         path = tmp_path / "nvidia-smi"
-        path.write_text(f"#!{sys.executable}\n{body}\n")
+        path.write_text(f"#!/bin/sh\nexec {shlex.quote(sys.executable)} -c {shlex.quote(body)}\n")  # spaces in paths
         path.chmod(path.stat().st_mode | stat.S_IXUSR)
         monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
         monkeypatch.setattr(hardware, "_nvml", lambda: None)

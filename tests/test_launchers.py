@@ -50,6 +50,10 @@ def test_the_working_bats_hand_the_exit_code_out(name):
     assert 'set "PYTHONUTF8=1"' in text and 'set "PYTHONNOUSERSITE=1"' in text
 
 
+def test_launch_checks_the_options_before_it_installs():
+    assert '"%PYTHON%" "%~dp0install.py" -- %*' in (ROOT / "system" / "launch.bat").read_text(encoding="ascii")
+
+
 def test_git_keeps_the_line_ends():
     assert "*.bat text eol=crlf" in (ROOT / ".gitattributes").read_text().splitlines()
 
@@ -78,8 +82,8 @@ def checkout(tmp_path_factory):
     (root / "tests").mkdir()
     shutil.copytree(ROOT / "system", root / "system", ignore=shutil.ignore_patterns("python", "wheels", "__pycache__"))
     shutil.copy(ROOT / "run.sh", root)
-    shutil.copy(ROOT / "server" / "i18n.py", root / "server")
-    (root / "server" / "__init__.py").touch()
+    for path in (ROOT / "server").glob("*.py"):
+        shutil.copy(path, root / "server")
     (root / "server" / "__main__.py").write_text(ECHO)
     for requirements in (root / "requirements.txt", root / "tests" / "requirements.txt"):
         requirements.write_text("# nothing\n")
@@ -88,15 +92,15 @@ def checkout(tmp_path_factory):
 
 ECHO = """
 import os, signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))  # before the line that the test waits for
 print(sys.argv[1:], os.getcwd(), flush=True)
 if "wait" in sys.argv:
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
     time.sleep(60)
 sys.exit(5)
 """
 
 
-def call(script: Path, *argv: str, **keywords) -> subprocess.CompletedProcess:
+def call(script: Path | str, *argv: str, **keywords) -> subprocess.CompletedProcess:
     env = {**os.environ, "CHATGLM_LANG": "en", **keywords.pop("env", {})}
     return subprocess.run([script, *argv], capture_output=True, text=True, timeout=120, env=env, **keywords)
 
@@ -106,9 +110,9 @@ def test_run_from_another_folder_and_through_links(checkout, tmp_path):
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "one").symlink_to(checkout / "run.sh")
     (tmp_path / "bin" / "two").symlink_to("one")
-    done = call(tmp_path / "bin" / "two", "--model", "a b", "*", cwd=tmp_path)
+    done = call(tmp_path / "bin" / "two", "--model", "a b", "--host", "*", cwd=tmp_path)
     assert done.returncode == 5, done.stderr
-    assert done.stdout.splitlines()[-1] == f"['--model', 'a b', '*'] {tmp_path}"
+    assert done.stdout.splitlines()[-1] == f"['--model', 'a b', '--host', '*'] {tmp_path}"
     again = call(checkout / "run.sh", cwd=tmp_path)
     assert again.stdout.splitlines() == [f"[] {tmp_path}"]
 
@@ -116,11 +120,42 @@ def test_run_from_another_folder_and_through_links(checkout, tmp_path):
 @posix
 def test_run_is_replaced_by_the_server(checkout):
     call(checkout / "run.sh")
-    process = subprocess.Popen([checkout / "run.sh", "wait"], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([checkout / "run.sh", "--model", "wait"], stdout=subprocess.PIPE, text=True)
     assert "wait" in process.stdout.readline()
     process.terminate()
     assert process.wait(10) == 7
     process.stdout.close()
+
+
+@pytest.fixture
+def fresh(tmp_path):
+    """A clone in which nothing was installed yet, with the server's real options."""
+    root = tmp_path / "fresh clone"
+    (root / "server").mkdir(parents=True)
+    shutil.copytree(ROOT / "system", root / "system", ignore=shutil.ignore_patterns("python", "wheels", "__pycache__"))
+    for path in (ROOT / "server").glob("*.py"):
+        shutil.copy(path, root / "server")
+    shutil.copy(ROOT / "run.sh", root)
+    (root / "requirements.txt").write_text("there-is-no-such-package\n")
+    return root
+
+
+@posix
+@pytest.mark.parametrize(
+    ("options", "code", "said"),
+    [
+        (["--help"], 0, "usage: ./run.sh [options]\n       ./run.sh test "),
+        (["-h"], 0, "usage: ./run.sh"),
+        (["--version"], 0, "chatglm-portable 0."),
+        (["--prot", "1"], 2, "Unknown option --prot on the command line. Did you mean --port?"),
+        (["--port", "x"], 2, "--port on the command line cannot be 'x'"),
+    ],
+)
+def test_help_and_mistakes_need_no_installation(fresh, options, code, said):
+    done = call("./run.sh", *options, cwd=fresh)
+    assert done.returncode == code, done.stderr
+    assert (done.stderr if code else done.stdout).startswith(said)
+    assert not (done.stdout if code else done.stderr) and not (fresh / ".venv").exists()
 
 
 @posix

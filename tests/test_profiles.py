@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -160,6 +161,15 @@ def test_impossible_requests(config, said):
 def test_gpu_that_is_not_there():
     with pytest.raises(StartupError, match=r"cuda:3.*cuda:0"):
         choose(machine(24), SHAPE, Config(device="cuda:3"))
+
+
+@pytest.mark.parametrize("shape", [SHAPE, ModelShape.from_config(DEMO)], ids=["6b", "demo"])
+def test_more_threads_than_there_are(shape):
+    hardware = replace(machine(), threads=12)  # 6 cores with hyper-threading
+    assert choose(hardware, shape, Config(threads=12)).warnings == ()
+    profile = choose(hardware, shape, Config(threads=999))
+    assert profile.threads == 12
+    assert "--threads 999" in profile.warnings[-1].en and "--threads 999" in profile.warnings[-1].zh
 
 
 def test_nothing_fits():

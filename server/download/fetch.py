@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from server.config import ROOT, ROWS
-from server.download.folder import locate, missing_files, repositories
-from server.errors import ModelError, StartupError
+from server.download.folder import incomplete, locate, missing_files, repositories
+from server.errors import StartupError
 from server.hardware import disk_free
 from server.i18n import system_language
 
@@ -58,8 +58,7 @@ def ensure_model(
         return folder
     candidates = repositories(folder, root)
     if not candidates:
-        raise ModelError(f"模型文件夹 {folder} 里缺少 {'、'.join(missing)}：请把文件放齐。",
-                         f"The model folder {folder} lacks {', '.join(missing)}: put them there.")
+        raise incomplete(folder, missing)
     endpoint = endpoint.rstrip("/")
     _prepare_hub(endpoint)
     try:
@@ -69,9 +68,11 @@ def ensure_model(
                            f"Download interrupted: the files finished so far stay in {folder}, the next start goes on "
                            "with the others (the one under way starts again).") from None
     if missing := missing_files(folder):
-        raise ModelError(f"从 {endpoint} 下载完了，但 {folder} 里仍缺少 {'、'.join(missing)}：请换一个 --endpoint。",
-                         f"Downloaded from {endpoint}, but {folder} still lacks {', '.join(missing)}: try another "
-                         "--endpoint.")
+        names = ", ".join(missing)
+        zh = names.replace(" or ", " 或 ")
+        raise StartupError(f"从 {endpoint} 下载完了，但 {folder} 里仍缺少 {zh}：请换一个 --endpoint。",
+                           f"Downloaded from {endpoint}, but {folder} still lacks {names}: try another --endpoint.",
+                           param="endpoint")
     return folder
 
 

@@ -6,7 +6,7 @@ import difflib
 import json
 from pathlib import Path
 
-from server.errors import StartupError
+from server.errors import ModelError, StartupError
 
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 # names that can be downloaded: the folder under THUDM -> repositories, the next one is asked where one is unknown
@@ -16,6 +16,8 @@ REPOSITORIES = {
 }
 # git without LFS leaves notes of some 130 bytes in place of large files
 _POINTER_BYTES = 1024
+_POINTER_START = b"version https://git-lfs"
+_ANY_WEIGHTS = "model.safetensors or pytorch_model.bin"  # what lacks where there are no weights at all
 
 
 def locate(name: str, root: Path) -> Path:
@@ -30,6 +32,8 @@ def locate(name: str, root: Path) -> Path:
     for place in places:
         if place.is_dir():
             return place.absolute()
+        if place.is_file():
+            raise _not_a_folder(place)
     owner, _, bare = name.rpartition("/")
     if bare in REPOSITORIES and owner in ("", "THUDM", "zai-org"):
         return home / bare
@@ -49,6 +53,40 @@ def missing_files(folder: Path) -> list[str]:
     return missing + _missing_weights(folder)
 
 
+def incomplete(folder: Path, missing: list[str]) -> ModelError:
+    """What to tell the user of a folder of their own: files that are not there, and ones that are only a note."""
+    pointers = [name for name in missing if _is_pointer(folder / name)]
+    small = [name for name in missing if name not in pointers and (folder / name).is_file()]
+    absent = [name for name in missing if name not in pointers and name not in small]
+    zh, en = [], []
+    if absent:
+        zh.append("缺少 " + "、".join(absent).replace(" or ", " 或 "))
+        en.append("lacks " + ", ".join(absent))
+    if pointers:
+        zh.append(f"{'、'.join(pointers)} 只是 Git LFS 的指针，不是文件本身")
+        en.append(f"has only Git LFS pointers in place of {', '.join(pointers)}")
+    if small:
+        zh.append(f"{'、'.join(small)} 不完整")
+        en.append(f"has only a damaged {', '.join(small)}")
+    them = "it" if len(missing) == 1 else "them"
+    if pointers:
+        do_zh, do_en = "在那里执行 git lfs pull，或重新下载", f"run git lfs pull there, or download {them} again"
+    elif small:
+        do_zh, do_en = "重新下载", f"download {them} again"
+    else:
+        do_zh, do_en = "把文件放齐", f"put {them} there"
+    return ModelError(f"模型文件夹 {folder} 里{'；'.join(zh)}：请{do_zh}。",
+                      f"The model folder {folder} {' and '.join(en)}: {do_en}.", param="model")
+
+
+def _is_pointer(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_POINTER_START)) == _POINTER_START
+    except OSError:
+        return False
+
+
 def _missing_weights(folder: Path) -> list[str]:
     lacking = []
     for index in INDEXES:
@@ -65,12 +103,21 @@ def _missing_weights(folder: Path) -> list[str]:
     if lacking:
         return min(lacking, key=len)
     single = [*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]
-    return [] if any(_has(folder, path.name) for path in single) else ["pytorch_model.bin / model.safetensors"]
+    if any(_has(folder, path.name) for path in single):
+        return []
+    return sorted(path.name for path in single) or [_ANY_WEIGHTS]
 
 
 def _has(folder: Path, name: str) -> bool:
     path = folder / name
     return path.is_file() and path.stat().st_size > _POINTER_BYTES
+
+
+def _not_a_folder(file: Path) -> StartupError:
+    folder = file.absolute().parent
+    return StartupError(f"{file} 是一个文件，--model 要的是它所在的文件夹：请写 --model {folder}。",
+                        f"{file} is a file, --model wants the folder that it is in: write --model {folder}.",
+                        param="model")
 
 
 def _unknown(name: str, home: Path) -> StartupError:
