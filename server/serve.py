@@ -8,7 +8,6 @@ import logging
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 import webbrowser
@@ -56,10 +55,17 @@ def serve(config: Config) -> int:
             addresses=tuple(addresses),
         )
         server = create_server(create_app(engine, settings), engine, settings, sock)
+        told = _watch_signals()
+        # in a thread of its own, so that the main thread can take signals on Windows too
+        http = threading.Thread(target=server.run, name="http", daemon=True)
+        http.start()
         _print_ready(say, addresses, config)
         if config.browser:
             webbrowser.open(addresses[0])
-        _run_until_told(server, engine, say)
+        while http.is_alive() and not told.wait(0.5):  # without a timeout Windows would not deliver Ctrl+C
+            pass
+        say("正在停止……", "stopping ...")
+        _stop(server, engine, http)
     return 0
 
 
@@ -195,21 +201,20 @@ def _print_ready(say: Callable[[str, str], None], addresses: list[str], config: 
     say("按 Ctrl+C 停止", "Ctrl+C stops it")
 
 
-def _run_until_told(server, engine: Engine, say: Callable[[str, str], None]) -> None:
-    """Serve in a thread of its own, so that the main thread can take signals on Windows too."""
-    from server.api.wsgi import stop
-
+def _watch_signals() -> threading.Event:
+    """Set by Ctrl+C, SIGTERM or the closing of a Windows console; a second signal ends the program at once."""
     told = threading.Event()
     for name in ("SIGINT", "SIGTERM", "SIGBREAK"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), lambda *_: os._exit(130) if told.is_set() else told.set())
-    thread = threading.Thread(target=server.run, name="http", daemon=True)
-    thread.start()
-    while not told.wait(0.5):  # without a timeout Windows would not deliver Ctrl+C
-        pass
-    say("正在停止……", "stopping ...")
+    return told
+
+
+def _stop(server, engine: Engine, http: threading.Thread) -> None:
+    """The engine first, which ends the running answers; then the server, once they have been sent."""
+    from server.api.wsgi import stop
+
     deadline = time.monotonic() + _SHUTDOWN_SECONDS
     engine.close(timeout=_SHUTDOWN_SECONDS / 2)
     stop(server, timeout=max(0.1, deadline - time.monotonic()))
-    thread.join(timeout=1)
-    sys.stdout.flush()
+    http.join(timeout=1)
