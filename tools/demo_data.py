@@ -3,7 +3,6 @@
 Imported by train_demo.py, demo_report.py and tests/test_demo_texts.py; needs neither torch nor a trained tokenizer.
 """
 
-import math
 import random
 import re
 from dataclasses import dataclass
@@ -14,11 +13,14 @@ import sentencepiece
 TEXTS = Path(__file__).parent / "demo_texts"
 FALLBACK = "fallback.txt"
 QUESTION, ANSWER, WORDS = ("问：", "Q:"), ("答：", "A:"), ("换：", "with:")
-EARLIER_DIALOGUES = (0, 0, 0, 0, 0, 1, 1, 2, 3, 4)
-PLAIN, CUT = 0.45, 0.33  # shares of answers without a prefix and with one of their own; the rest has a foreign one
+EARLIER_DIALOGUES = (0,) * 13 + (1, 1, 1, 2, 2, 3, 4)
+PLAIN, CUT = 0.5, 0.3  # shares of answers without a prefix and with one of their own; the rest has a foreign one
+SHORTENED, SHORT = 0.7, 10  # share of answers of which only this many pieces are learned, to see more of them
 NEWLINE_IDS = 2  # "\n" in front of a text is the dummy space and the byte 0x0A
 
 IGNORED = -100  # label of a position without loss, as torch's cross_entropy has it
+SHORT_QUESTION = 9  # characters
+CLAUSE_END = re.compile("[，。：；！]|[,.:;!] ")
 SYNONYMS = [(re.compile(pattern), choices) for pattern, choices in (
     ("怎么(?!样)|怎样|如何", ("怎么", "怎样", "如何", "咋")),
     ("是什么", ("是什么", "是啥", "是什么东西")),
@@ -59,8 +61,12 @@ class Entry:
 
     @property
     def weight(self) -> float:
-        """How often the entry is drawn, relative to one of one round without words."""
-        return math.sqrt(len(self.dialogues)) * (1 + 0.3 * (len(self.dialogues[0]) - 1))
+        """How often the entry is drawn: more with many words, wordings or rounds, but far from in proportion; and
+        more with short questions, which look much alike to the model."""
+        first, *later = self.dialogues[0]
+        variety = len(self.dialogues) ** 0.4 * (min(len(first.questions), 16) / 8) ** 0.5 * (1 + 0.3 * len(later))
+        short = sum(map(len, first.questions)) < SHORT_QUESTION * len(first.questions)
+        return variety * (1.5 if short and self.source != FALLBACK else 1.0)
 
 
 def is_chinese(text: str) -> bool:
@@ -182,7 +188,7 @@ def build_prompt(history: list[tuple[str, str]], question: str) -> str:
 def fill_random(question: str, characters: str, rng: random.Random) -> str:
     """Replace {汉字} and {letters} by random characters."""
     while "{汉字}" in question:
-        question = question.replace("{汉字}", "".join(rng.choices(characters, k=rng.randint(1, 6))), 1)
+        question = question.replace("{汉字}", "".join(rng.choices(characters, k=rng.randint(2, 6))), 1)
     while "{letters}" in question:
         letters = "".join(rng.choices("etaoinshrdlucmfwypvbgkjqxz", weights=range(27, 1, -1), k=rng.randint(4, 9)))
         question = question.replace("{letters}", letters, 1)
@@ -202,14 +208,14 @@ def vary(question: str, rng: random.Random) -> str:
     """The question as another person may type it: synonyms, politeness, punctuation, case, spaces, a slip."""
     chinese = is_chinese(question)
     for pattern, choices in SYNONYMS:
-        if rng.random() < 0.3:
+        if rng.random() < 0.2:
             question = pattern.sub(rng.choice(choices), question, count=1)
     before, after = POLITE if chinese else POLITE_EN
     if len(question) > 5 and rng.random() < 0.15:
         question = rng.choice(before) + question
     if len(question) > 5 and rng.random() < 0.08:
         question += rng.choice(after)
-    if rng.random() < 0.2:
+    if rng.random() < 0.1:
         question = _with_a_slip(question, rng)
     if rng.random() < 0.5 and question[-1:].isalnum():
         question += rng.choice("？？？?。！" if chinese else "???.!")
@@ -240,12 +246,14 @@ class SequenceMaker:
         prompt = build_prompt(history, question)
         form = self.rng.random()
         if form < PLAIN:
-            prefix, target = "", self.sp.encode(answer)
+            opening, own, target = "", "", self.sp.encode(answer)
         else:
-            prefix, rest = self._cut(answer) if form < PLAIN + CUT else self._opened(answer)
+            opening, own, rest = ("", *self._cut(answer)) if form < PLAIN + CUT else self._opened(answer)
             target = self.continuation(rest)
-        ids, labels = self._prompt_ids(prompt + prefix, history)
+        ids, labels = self._prompt_ids(prompt + opening, own, history)
         target = [*target, self.sp.eos_id()]
+        if self.rng.random() < SHORTENED:
+            target = target[:SHORT]
         return ids + target, labels + target
 
     def continuation(self, text: str) -> list[int]:
@@ -277,32 +285,37 @@ class SequenceMaker:
                 for turn in rounds]
 
     def _cut(self, answer: str) -> tuple[str, str]:
-        at = self.rng.randint(1, len(answer))
+        """The answer in two: at the end of a clause or anywhere."""
+        clauses = [match.end() for match in CLAUSE_END.finditer(answer)]
+        at = self.rng.choice(clauses) if clauses and self.rng.random() < 0.3 else self.rng.randint(1, len(answer))
         return answer[:at], answer[at:]
 
-    def _opened(self, answer: str) -> tuple[str, str]:
-        """A foreign opening (sometimes without its punctuation, sometimes with some of the answer), and the rest."""
+    def _opened(self, answer: str) -> tuple[str, str, str]:
+        """A foreign opening (sometimes without its punctuation), sometimes some of the answer, and the rest."""
         opener = fill_random(self.rng.choice(self.openers[is_chinese(answer)]), self.characters, self.rng)
         form = self.rng.random()
         if form < 0.2:
             bare = opener.rstrip(" ，。！：～,.!:")
-            return bare, opener[len(bare):] + answer
+            return bare, "", opener[len(bare):] + answer
         if form < 0.4:
-            start, rest = self._cut(answer)
-            return opener + start, rest
+            return opener, *self._cut(answer)
         if form < 0.6 and opener.endswith(" "):
-            return opener[:-1], " " + answer
-        return opener, answer
+            return opener[:-1], "", " " + answer
+        return opener, "", answer
 
-    def _prompt_ids(self, text: str, history: list[tuple[str, str]]) -> tuple[list[int], list[int]]:
-        """Ids of the prompt text; the answers inside the history carry labels too, which makes long prompts worth
-        their time. Their first piece does not: at run time an answer begins with the dummy space."""
-        spans = []
+    def _prompt_ids(self, text: str, own: str, history: list[tuple[str, str]]) -> tuple[list[int], list[int]]:
+        """Ids of the prompt `text` and the beginning `own` of the answer; labels for `own` and the answers in the
+        history, which makes long prompts worth their time.
+
+        Their first piece has none, because at run time an answer begins with the dummy space; nor has the last one
+        of `own`, which may end inside a word.
+        """
+        spans = [(len(text.encode()), len((text + own).encode()) - 1)]
         for number, (_, answer) in enumerate(history):
             start = len(build_prompt(history[:number], history[number][0]).encode())
             spans.append((start, start + len(answer.encode())))
         ids, labels, end = list(self.head), [IGNORED] * len(self.head), -1  # the dummy space is not in the text
-        for piece in self.sp.encode(text):
+        for piece in self.sp.encode(text + own):
             begin, end = end, end + self._bytes(piece)
             inside = any(start < begin and end <= stop for start, stop in spans)
             ids.append(piece)

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 
 import sentencepiece
 import torch
-from demo_data import FALLBACK, Entry, build_prompt, is_chinese
+from demo_data import CLAUSE_END, FALLBACK, Entry, build_prompt, is_chinese
 from transformers import GlmForCausalLM
 
 BATCH = 96
 SHOWN_MISSES = 8
+SPARE_TOKENS = 30  # how much longer than expected an answer may be
 SAMPLING = {"do_sample": True, "temperature": 1.0, "top_p": 0.7, "top_k": 50}  # the API's defaults
 GREEDY = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
 UNSEEN_OPENERS = ["遵命，", "老实说，", "By the way, ", "Frankly, "]
@@ -39,19 +40,11 @@ class Answerer:
     def __init__(self, network: GlmForCausalLM, sp: sentencepiece.SentencePieceProcessor) -> None:
         self.network, self.sp = network, sp
 
+    @torch.inference_mode()
     def __call__(self, prompts: list[str], mode: dict, limit: int = 450) -> list[str | None]:
         """The text after each prompt, or None where the model does not stop within `limit` tokens."""
-        answers: dict[int, str | None] = {}
-        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-        for start in range(0, len(order), BATCH):
-            chunk = order[start:start + BATCH]
-            answers.update(zip(chunk, self._batch([prompts[i] for i in chunk], mode, limit), strict=True))
-        return [answers[i] for i in range(len(prompts))]
-
-    @torch.inference_mode()
-    def _batch(self, prompts: list[str], mode: dict, limit: int) -> list[str | None]:
         count = self.sp.get_piece_size()
-        rows = [[count + 1, count + 3, *ids] for ids in self.sp.encode(prompts)]
+        rows = [[count + 1, count + 3, *ids] for ids in self.sp.encode(prompts)]  # [gMASK] sop
         width = max(map(len, rows))
         ids = torch.tensor([[0] * (width - len(row)) + row for row in rows])
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
@@ -97,31 +90,51 @@ def history_cases(entries: list[Entry]) -> list[Case]:
     return cases
 
 
-def prefix_cases(entries: list[Entry], openers: list[str]) -> tuple[list[Case], list[Case]]:
-    """Answers cut after a third, and answers after a foreign opening."""
-    cut, opened = [], []
-    for i, entry in enumerate(entry for entry in entries if entry.source != FALLBACK):
-        first = entry.dialogues[0][0]
-        prompt, at = build_prompt([], first.questions[0]), max(1, len(first.answer) // 3)
-        cut.append(Case(prompt, first.answer[at:], first.answer[:at]))
-        matching = [opener for opener in openers if is_chinese(opener) == is_chinese(first.answer)]
-        opened.append(Case(prompt, first.answer, matching[i % len(matching)]))
-    return cut, opened
+def _first_questions(entries: list[Entry]) -> list[tuple[str, str]]:
+    """The prompt of the first wording of each entry, and the answer."""
+    firsts = [entry.dialogues[0][0] for entry in entries if entry.source != FALLBACK]
+    return [(build_prompt([], first.questions[0]), first.answer) for first in firsts]
+
+
+def clause_cases(entries: list[Entry]) -> list[Case]:
+    """Answers whose first clause is given."""
+    cuts = ((prompt, answer, CLAUSE_END.search(answer)) for prompt, answer in _first_questions(entries))
+    return [Case(prompt, answer[end.end():], answer[:end.end()]) for prompt, answer, end in cuts if end]
+
+
+def cut_cases(entries: list[Entry]) -> list[Case]:
+    """Answers of which a third is given, mostly ending inside a word: the hardest beginning."""
+    return [Case(prompt, answer[len(answer) // 3 + 1:], answer[:len(answer) // 3 + 1])
+            for prompt, answer in _first_questions(entries)]
+
+
+def opened_cases(entries: list[Entry], openers: list[str]) -> list[Case]:
+    """Answers after a foreign opening in their language."""
+    cases = []
+    for i, (prompt, answer) in enumerate(_first_questions(entries)):
+        matching = [opener for opener in openers if is_chinese(opener) == is_chinese(answer)]
+        cases.append(Case(prompt, answer, matching[i % len(matching)]))
+    return cases
+
+
+def _squeezed(text: str | None) -> str:
+    return "".join((text or "").split())
 
 
 def measure(answerer: Answerer, cases: list[Case], mode: dict) -> tuple[float, float, list[tuple[Case, str | None]]]:
     """Shares of exact and of near-exact answers (spaces aside; similarity from 0.9), and the misses."""
-    def squeeze(text: str | None) -> str:
-        return "".join((text or "").split())
-
     exact, near, misses = 0, 0, []
-    answers = answerer([case.prompt + case.prefix for case in cases], mode)
-    for case, answer in zip(cases, answers, strict=True):
-        alike = difflib.SequenceMatcher(None, squeeze(answer), squeeze(case.expected)).ratio()
-        exact += squeeze(answer) == squeeze(case.expected)
-        near += alike >= 0.9
-        if alike < 0.9:
-            misses.append((case, answer))
+    ordered = sorted(cases, key=lambda case: len(case.expected))
+    for start in range(0, len(ordered), BATCH):
+        batch = ordered[start:start + BATCH]
+        limit = max(len(answerer.sp.encode(case.expected)) for case in batch) + SPARE_TOKENS
+        for case, answer in zip(batch, answerer([case.prompt + case.prefix for case in batch], mode, limit),
+                                strict=True):
+            alike = difflib.SequenceMatcher(None, _squeezed(answer), _squeezed(case.expected)).ratio()
+            exact += _squeezed(answer) == _squeezed(case.expected)
+            near += alike >= 0.9
+            if alike < 0.9:
+                misses.append((case, answer))
     return exact / len(cases), near / len(cases), misses
 
 
@@ -135,7 +148,7 @@ def print_report(network: GlmForCausalLM, quantized: dict[str, GlmForCausalLM],
     torch.manual_seed(0)
     answerer = Answerer(network, sp)
     trained, follow_ups = question_cases(entries), follow_up_cases(entries)
-    cut, opened = prefix_cases(entries, [opener for opener in openers if "{" not in opener])
+    known = [opener for opener in openers if "{" not in opener]
     unseen = [Case(build_prompt([], question), answer) for question, answer in held]
     rows = [("trained questions, greedy", answerer, trained, GREEDY),
             ("trained questions, sampled", answerer, trained, SAMPLING),
@@ -143,10 +156,12 @@ def print_report(network: GlmForCausalLM, quantized: dict[str, GlmForCausalLM],
             ("follow-ups, greedy", answerer, follow_ups, GREEDY),
             ("follow-ups, sampled", answerer, follow_ups, SAMPLING),
             ("after unrelated history", answerer, history_cases(entries), GREEDY),
-            ("answer prefix, own", answerer, cut, GREEDY),
-            ("answer prefix, foreign", answerer, opened, GREEDY),
-            ("answer prefix, never seen", answerer, prefix_cases(entries, UNSEEN_OPENERS)[1], GREEDY),
-            *((f"trained questions, {name}", Answerer(copy, sp), trained, GREEDY) for name, copy in quantized.items())]
+            ("prefix: own first clause", answerer, clause_cases(entries), GREEDY),
+            ("prefix: own, cut anywhere", answerer, cut_cases(entries), GREEDY),
+            ("prefix: foreign", answerer, opened_cases(entries, known), GREEDY),
+            ("prefix: foreign, never seen", answerer, opened_cases(entries, UNSEEN_OPENERS), GREEDY),
+            *((f"trained questions, {name}", Answerer(copy, sp), trained[::4], GREEDY)
+              for name, copy in quantized.items())]
     for label, which, cases, mode in rows:
         exact, near, misses = measure(which, cases, mode)
         print(f"{label:36} {len(cases):5} cases  exact {exact:6.1%}  near {near:6.1%}", flush=True)
