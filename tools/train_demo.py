@@ -1,6 +1,6 @@
 """Train the demo model (THUDM/demo): a tiny ChatGLM2 that knows the texts of tools/demo_texts.
 
-    python tools/train_demo.py                      the whole training, about 13 minutes on two free cores
+    python tools/train_demo.py                      the whole training, about 15 minutes on two free cores
     python tools/train_demo.py --steps 20 --out X   a short run, to compare its hashes with another one's
 
 The same command writes the same bytes on the same machine.
