@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Protocol
+from typing import Any, Protocol
 
 from server.errors import ServerError
 
@@ -27,11 +28,32 @@ class Overflow(str, Enum):
 
 
 @dataclass(frozen=True)
+class Tool:
+    """A function that the model may ask for; ``parameters`` is a JSON schema, as in OpenAI's protocol."""
+
+    name: str
+    description: str = ""
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """What the model asks for; ``arguments`` is the text of a JSON object."""
+
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True)
 class Message:
-    """One turn; ``role`` is system, user, assistant or observation (ChatGLM3's tool result)."""
+    """One turn; ``role`` is system, user, assistant or observation (a tool's result).
+
+    ``tool_calls`` are what an assistant asked for behind its ``content``.
+    """
 
     role: str
     content: str
+    tool_calls: tuple[ToolCall, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -40,8 +62,11 @@ class SamplingParams:
 
     Order as in transformers: penalties, temperature, top_k, top_p. ``temperature`` 0 is greedy, ``top_k`` 0 and
     ``top_p`` 1 are off. ``repetition_penalty`` counts prompt and answer (transformers), the presence and frequency
-    penalties the answer alone (OpenAI). ``max_length`` limits prompt and answer together, ``max_tokens`` the answer;
-    None leaves the server's own limit.
+    penalties the answer alone (OpenAI). ``max_length`` limits prompt and answer together, ``max_tokens`` the answer
+    (0: the prompt is read and nothing drawn); None leaves the server's own limit. ``logit_bias`` is added to the logits of the ids it names, before everything
+    else. ``logprobs`` asks for the log probability of every token of the answer and of that many of the likeliest
+    ones beside it, ``prompt_logprobs`` for the same of the prompt's tokens; both as the model computed them, before
+    bias, penalties and temperature.
     """
 
     temperature: float = 0.8
@@ -54,20 +79,30 @@ class SamplingParams:
     stop: tuple[str, ...] = ()
     max_tokens: int | None = None
     max_length: int | None = None
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
 
 
 @dataclass(frozen=True)
 class GenerationRequest:
     """What a dialect asks of an engine.
 
-    Either ``messages`` (the family's own template is applied, ending before the answer) or ``prompt_ids`` (used as
-    they are). ``answer_prefix`` is put directly behind the template and the answer starts with it. ``client`` is the
+    One of ``messages`` (the family's own template is applied, ending before the answer), ``prompt`` (a text without a
+    template, encoded as the family's official tokenizer does, with its special tokens) and ``prompt_ids`` (used as
+    they are). The answer to a ``prompt`` or to ids continues it: nothing is stripped or replaced in it.
+
+    ``answer_prefix`` is put directly behind the template and the answer starts with it. ``tools`` are offered to the
+    model with the messages; ``tool_choice`` names those of them one of which the answer must call. ``client`` is the
     caller's address: ``Engine.abort(client=...)`` stops what came from it.
     """
 
     messages: tuple[Message, ...] = ()
+    prompt: str | None = None
     prompt_ids: tuple[int, ...] = ()
     answer_prefix: str = ""
+    tools: tuple[Tool, ...] = ()
+    tool_choice: tuple[str, ...] = ()
     overflow: Overflow = Overflow.REFUSE
     params: SamplingParams = field(default_factory=SamplingParams)
     client: str = ""
@@ -87,15 +122,39 @@ class Usage:
 
 
 @dataclass(frozen=True)
+class TokenLogprob:
+    """A token and the natural logarithm of its probability; ``top`` are the likeliest tokens in its place.
+
+    ``data`` is what the token stands for in UTF-8, which may be a part of a character or nothing. ``logprob`` is None
+    for a prompt's first token, which nothing comes before.
+    """
+
+    token_id: int
+    data: bytes
+    logprob: float | None
+    top: tuple[TokenLogprob, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """``data`` as text, with U+FFFD for parts of characters."""
+        return self.data.decode("utf-8", "replace")
+
+
+@dataclass(frozen=True)
 class RequestOutput:
     """The next piece of an answer: ``text`` is new and final, never half a character, never taken back.
 
-    The first piece contains the answer prefix. ``finish_reason`` and ``usage`` are set on the last one only, ``error``
-    on a last one with FinishReason.ERROR.
+    The first piece contains the answer prefix. ``logprobs`` has one entry for each of ``token_ids`` if they were asked
+    for. A tool call comes whole, and no text of it before. ``prompt_logprobs``, if asked for, is set once, on the first
+    piece that has a token or on the last one; ``finish_reason`` and ``usage`` on the last one only, ``error`` on a last
+    one with FinishReason.ERROR.
     """
 
     text: str = ""
     token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    tool_calls: tuple[ToolCall, ...] = ()
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
     error: ServerError | None = None
@@ -103,16 +162,29 @@ class RequestOutput:
 
 @dataclass(frozen=True)
 class Tokenization:
-    """A text's sentencepiece ids and pieces, without special tokens."""
+    """A text's sentencepiece ids and pieces, without special tokens.
+
+    ``prompt_ids`` are the same ids with the family's special tokens, as its official tokenizer puts them.
+    """
 
     ids: tuple[int, ...]
     pieces: tuple[str, ...]
+    prompt_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """One vector of float32 per text, and how many tokens were read for all of them."""
+
+    vectors: tuple[array[float], ...]
+    prompt_tokens: int
 
 
 class RequestStream(Protocol):
-    """One running answer; read by one thread."""
+    """One running answer; read by one thread. ``prompt_ids`` are what the model was given."""
 
     request_id: str
+    prompt_ids: tuple[int, ...]
 
     def get(self, timeout: float | None = None) -> RequestOutput | None:
         """The next output, or None if there is nothing new within ``timeout`` seconds (or after the last one)."""
@@ -131,6 +203,7 @@ class Engine(Protocol):
     """Something that answers: the local engine, later a remote one."""
 
     model_name: str
+    embedding_model: str
     max_length: int  # tokens, prompt and answer
     capacity: int  # requests that can be held at once, running and waiting
 
@@ -146,6 +219,12 @@ class Engine(Protocol):
 
     def tokenize(self, text: str) -> Tokenization:
         """Cut a text as the model's own tokenizer does."""
+
+    def embed(self, texts: Sequence[str]) -> Embeddings:
+        """The sentence model's vectors of the texts, in their order; texts of more than 256 tokens are cut.
+
+        Raises Unavailable if there is no sentence model and none can be had.
+        """
 
     def close(self, timeout: float | None = None) -> None:
         """Interrupt everything, let the readers have what was made, and wait for the engine's thread to end."""

@@ -64,6 +64,13 @@ class Overloaded(ServerError):
         self.retry_after = retry_after
 
 
+class Unavailable(ServerError):
+    """Something that this server could do is missing now; the sentence says how to get it."""
+
+    status = 503
+    code = "unavailable"
+
+
 class GenerationFailed(ServerError):
     """This one request failed while its answer was being made; others go on."""
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 import threading
 import time
+from array import array
 from collections.abc import Iterator, Sequence
 
-from server.core import FinishReason, GenerationRequest, RequestOutput, Tokenization, Usage
+from server.core import Embeddings, FinishReason, GenerationRequest, RequestOutput, Tokenization, Usage
 from server.errors import Overloaded, ServerError
 
 # A step of a script: a text to say, seconds to wait, an event to wait for, a failure, or a whole output.
@@ -20,6 +21,7 @@ class FakeStream:
     def __init__(self, engine: FakeEngine, request: GenerationRequest, request_id: str, script: Sequence[Step]):
         self.request = request
         self.request_id = request_id
+        self.prompt_ids = request.prompt_ids or (1, 2, 3, 4, 5, 6, 7)
         self.closed = threading.Event()
         self.ended = False
         self._engine = engine
@@ -89,6 +91,7 @@ class FakeEngine:
     """
 
     model_name = "fake-chatglm"
+    embedding_model = "fake-text2vec"
 
     def __init__(self, *script: Step, capacity: int = 4, max_length: int = 4096):
         self.script = script
@@ -133,7 +136,14 @@ class FakeEngine:
 
     def tokenize(self, text: str) -> Tokenization:
         pieces = tuple("▁" + word for word in text.split())
-        return Tokenization(tuple(range(len(pieces))), pieces)
+        ids = tuple(range(len(pieces)))
+        return Tokenization(ids, pieces, (101, 102, *ids))
+
+    def embed(self, texts: Sequence[str]) -> Embeddings:
+        if self.refuse:
+            raise self.refuse
+        vectors = tuple(array("f", [len(text), 0.1]) for text in texts)
+        return Embeddings(vectors, sum(map(len, texts)))
 
     def close(self, timeout: float | None = None) -> None:
         with self._lock:

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Val
 from pydantic_core import PydanticCustomError, PydanticKnownError
 
 from server.api.messages import field_error
+from server.core import Message
 from server.errors import BadRequest
 
 AnyFields = TypeVar("AnyFields", bound="Fields")
@@ -25,6 +26,10 @@ class Fields(BaseModel):
     @classmethod
     def _drop_nulls(cls, values: dict[str, Any]) -> dict[str, Any]:
         return {name: value for name, value in values.items() if value is not None}
+
+
+class NoFields(Fields):
+    pass
 
 
 def _refuse_bool(error_type: str) -> BeforeValidator:
@@ -84,6 +89,12 @@ def _pairs(rounds: list[list[str]]) -> list[list[str]]:
 History = Annotated[
     list[Annotated[list[Text], AfterValidator(_even)]], BeforeValidator(_from_text), AfterValidator(_pairs)
 ]
+
+
+def conversation(history: list[list[str]], query: str) -> tuple[Message, ...]:
+    """The messages of a validated history and a new question."""
+    rounds = [*history, [query]]
+    return tuple(Message(role, text) for turn in rounds for role, text in zip(("user", "assistant"), turn, strict=False))
 
 
 def read_fields(request: Request) -> dict[str, Any]:

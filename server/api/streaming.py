@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 from flask import Response
 
-from server.api.dialect import to_json
-from server.core import FinishReason, RequestOutput, RequestStream
+from server.api.dialect import Call, to_json
+from server.core import FinishReason, GenerationRequest, RequestOutput, RequestStream
 from server.errors import GenerationFailed, ServerError
 
 PACE = 0.02  # seconds between events: clients that take a network chunk for an event lose those that run together
@@ -21,13 +22,17 @@ log = logging.getLogger(__name__)
 
 
 class Answer:
-    """One answer while it is read: ``text`` is what there is so far, ``final`` the last output once it has come."""
+    """One answer while it is read: ``text`` is what there is so far, ``final`` the last output once it has come.
 
-    def __init__(self, stream: RequestStream, gone: Callable[[], bool]):
+    ``on_end(answer)`` is called once, when the answer has been read to its end or given up.
+    """
+
+    def __init__(self, stream: RequestStream, gone: Callable[[], bool], on_end: Callable[[Answer], None]):
         self.stream = stream
         self.text = ""
         self.final: RequestOutput | None = None
         self._gone = gone
+        self._on_end: Callable[[Answer], None] | None = on_end
 
     @property
     def error(self) -> ServerError | None:
@@ -66,6 +71,9 @@ class Answer:
         self.stream.close()
         while not self.final:
             self._read(POLL)
+        on_end, self._on_end = self._on_end, None
+        if on_end:
+            on_end(self)
 
     def _read(self, timeout: float) -> str:
         try:
@@ -82,19 +90,35 @@ class Answer:
         return output.text
 
 
-def sse(data: Any) -> bytes:
-    """One unnamed server-sent event with a line of JSON."""
-    return b"data: " + to_json(data) + b"\n\n"
+def ask(call: Call, request: GenerationRequest) -> Answer:
+    """Submit a request; the exchange goes into the chat log once it is over."""
+    asked = next((message.content for message in reversed(request.messages) if message.role == "user"), "")
+    return Answer(call.engine.submit(request), call.gone, partial(_record, call, asked))
 
 
-def stream_response(events: Iterable[bytes], answer: Answer, on_close: Callable[[], None]) -> Response:
+def _record(call: Call, query: str, answer: Answer) -> None:
+    if call.settings.chat_log:
+        call.settings.chat_log.record(
+            client=call.client,
+            request_id=answer.stream.request_id,
+            query=query,
+            answer=answer.text,
+            final=answer.final,
+        )
+
+
+def sse(data: Any, *, event: str = "") -> bytes:
+    """One server-sent event with a line of JSON, unnamed unless ``event`` says its name."""
+    return (f"event: {event}\n".encode() if event else b"") + b"data: " + to_json(data) + b"\n\n"
+
+
+def stream_response(events: Iterable[bytes], answer: Answer) -> Response:
     """An event stream, each event one write; the answer's stream is closed however the response ends."""
     response = Response(events, content_type="text/event-stream; charset=utf-8")
     response.headers["Cache-Control"] = "no-cache"
     response.headers["X-Accel-Buffering"] = "no"  # nginx would collect events
     # not in a finally of the generator: one that was never started does not run it
     response.call_on_close(answer.end)
-    response.call_on_close(on_close)
     return with_request_id(response, answer)
 
 

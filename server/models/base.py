@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from server.core import Message
+from server.core import Message, Tool, ToolCall
 
 
 class Context(NamedTuple):
@@ -90,8 +90,18 @@ class Tokenizer(Protocol):
     def pieces(self, text: str) -> list[str]:
         """The pieces of the same ids."""
 
+    def token_bytes(self, token_id: int) -> bytes:
+        """What one id stands for in UTF-8, maybe a part of a character; a piece's leading space is kept."""
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids as the official tokenizer's ``decode`` gives it; every incomplete byte is one U+FFFD."""
+
+
+class Shown(NamedTuple):
+    """What is certain of an answer that may call tools: grows at its end only, in both parts."""
+
+    text: str
+    calls: tuple[ToolCall, ...]
 
 
 class Family(Protocol):
@@ -99,6 +109,7 @@ class Family(Protocol):
 
     name: str
     causal_prompt: bool  # False: the prompt is attended in both directions (no prefix reuse, no chunks)
+    takes_tools: bool  # whether it was trained to call tools; the methods for that are never called without
 
     def matches(self, config: Mapping[str, Any], folder: Path) -> bool:
         """Whether this checkpoint is of this family, from config.json and the files beside it."""
@@ -109,8 +120,16 @@ class Family(Protocol):
     def build_network(self, config: Mapping[str, Any], ops: Any) -> torch.nn.Module:
         """The empty network on the meta device; raises ModelError for a field that is missing or impossible."""
 
-    def build_prompt(self, tokenizer: Tokenizer, messages: Sequence[Message], answer_prefix: str = "") -> list[int]:
+    def encode(self, tokenizer: Tokenizer, text: str) -> list[int]:
+        """Ids of a text with special tokens, as the official tokenizer's call puts them; no template."""
+
+    def build_prompt(
+        self, tokenizer: Tokenizer, messages: Sequence[Message], answer_prefix: str = "", tools: Sequence[Tool] = ()
+    ) -> list[int]:
         """Token ids up to and with the answer prefix; raises BadRequest for roles that the family does not have."""
+
+    def call_openings(self, tokenizer: Tokenizer, names: Sequence[str]) -> list[list[int]]:
+        """Ids, one list for each tool, that an answer begins with when it calls it."""
 
     def stop_ids(self, tokenizer: Tokenizer) -> frozenset[int]:
         """Ids that end an answer and are not part of it."""
@@ -122,3 +141,6 @@ class Family(Protocol):
         prefix of the next. ``continued``: an answer prefix stands in front of ``text``, whose leading whitespace is
         then part of the answer.
         """
+
+    def display_calls(self, text: str, names: Sequence[str], *, final: bool) -> Shown:
+        """``display`` for an answer to which the tools ``names`` were offered: calls of them are taken out."""

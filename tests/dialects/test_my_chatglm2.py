@@ -1,7 +1,6 @@
-"""my-chatglm2's dialect, byte by byte: each data/NAME.request is answered with exactly data/NAME.response."""
+"""my-chatglm2's dialect, byte by byte."""
 
 import json
-from pathlib import Path
 
 import pytest
 
@@ -13,9 +12,9 @@ from server.api.routing import choose
 from server.api.streaming import Answer
 from server.core import Message, Overflow
 from server.errors import ContextOverflow, GenerationFailed, Overloaded, StartupError
+from tests.dialects import recorded
 from tests.fake_engine import FakeEngine
 
-DATA = Path(__file__).parent / "data"
 ANSWER = ("你", "好\n", '😀"')
 FAILURE = GenerationFailed("显存不足。", "Out of memory.")
 TOO_LONG = ContextOverflow("问题有 9000 个词元，最多 1638 个。", "The query has 9000 tokens; 1638 are allowed.")
@@ -44,20 +43,9 @@ def engine_for(name):
     return engine
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in DATA.glob("*.request")))
-def test_bytes(name, unpaced):
-    head, _, body = (DATA / f"{name}.request").read_bytes().partition(b"\n\n")
-    line, *headers = head.decode().split("\n")
-    method, target, _ = line.split(" ")
-    response = client_of(engine_for(name)).open(
-        target, method=method, data=body, headers=[header.split(": ", 1) for header in headers]
-    )
-    got = f"{response.status}\nContent-Type: {response.content_type}\n\n".encode() + response.data
-    assert got == (DATA / f"{name}.response").read_bytes()
-
-
-def test_the_data_files_are_all_used():
-    assert {p.stem for p in DATA.glob("*.response")} == {p.stem for p in DATA.glob("*.request")}
+@pytest.mark.parametrize("path", recorded.requests("my_chatglm2"), ids=lambda path: path.stem)
+def test_bytes(path, unpaced):
+    assert recorded.send(client_of(engine_for(path.stem)), path) == recorded.expected(path)
 
 
 def test_request_to_the_engine():
@@ -79,9 +67,7 @@ def test_request_to_the_engine():
 @pytest.mark.parametrize("name", ["generate_gbk_body", "generate_bom_body", "generate_gbk_query"])
 def test_encodings_of_windows_clients(name):
     engine = FakeEngine()
-    head, _, body = (DATA / f"{name}.request").read_bytes().partition(b"\n\n")
-    method, target, _ = head.decode().split(" ")
-    client_of(engine).open(target, method=method, data=body)
+    recorded.send(client_of(engine), recorded.DATA / "my_chatglm2" / f"{name}.request")
     assert engine.requests[0].messages == (Message("user", "你是谁？"),)
 
 

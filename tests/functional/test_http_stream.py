@@ -67,7 +67,7 @@ def test_version_1_streams_the_history_too():
 
 def deltas_and_times(*script, **timing):
     stream = FakeEngine(*script).submit(GenerationRequest())
-    answer = Answer(stream, lambda: False)
+    answer = Answer(stream, lambda: False, lambda answer: None)
     return [(delta, time.perf_counter()) for delta in answer.deltas(**timing)]
 
 

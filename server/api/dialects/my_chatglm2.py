@@ -7,7 +7,6 @@ that has the text so far where it always is, and beside it a "message" and "succ
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any
 
 from flask import Response
@@ -15,16 +14,12 @@ from pydantic import Field
 
 from server.api import webui
 from server.api.dialect import Call, Dialect, Route, json_response
-from server.api.fields import Fields, History, Number, Text, WholeNumber
-from server.api.streaming import Answer, sse, stream_response, with_request_id
-from server.core import GenerationRequest, Message, Overflow, SamplingParams
+from server.api.fields import Fields, History, NoFields, Number, Text, WholeNumber, conversation
+from server.api.streaming import ask, sse, stream_response, with_request_id
+from server.core import GenerationRequest, Overflow, SamplingParams
 from server.errors import ServerError
 
 OK = {"message": "OK", "success": True}
-
-
-class NoFields(Fields):
-    pass
 
 
 class GenerateFields(Fields):
@@ -68,9 +63,8 @@ def generate(call: Call, fields: GenerateFields) -> Response:
     """v1.1: the whole answer as plain text, or events ``{"response": "<so far>"}``."""
     if fields.stream:
         return _stream(call, fields, lambda text, failure: {"response": text, **failure})
-    answer, record = _start(call, fields)
+    answer = ask(call, _request(call, fields))
     text = answer.read_all()
-    record()
     if answer.error:
         raise answer.error
     return with_request_id(Response(text, content_type="text/plain; charset=utf-8"), answer)
@@ -86,7 +80,7 @@ def stream(call: Call, fields: StreamFields) -> Response:
 
 
 def _stream(call: Call, fields: GenerateFields, event: Callable[[str, dict[str, Any]], Any]) -> Response:
-    answer, record = _start(call, fields)
+    answer = ask(call, _request(call, fields))
 
     def events() -> Iterator[bytes]:
         for _ in answer.deltas():
@@ -94,23 +88,12 @@ def _stream(call: Call, fields: GenerateFields, event: Callable[[str, dict[str, 
             # the engine's first output brings the prefix; the client hears it at once
             yield sse(event(answer.text or fields.answer_prefix, failure))
 
-    return stream_response(events(), answer, record)
-
-
-def _start(call: Call, fields: GenerateFields) -> tuple[Answer, Callable[[], None]]:
-    """Submit the question; also returns what writes the exchange into the chat log once it is over."""
-    answer = Answer(call.engine.submit(_request(call, fields)), call.gone)
-    return answer, partial(_record, call, fields.query, answer)
+    return stream_response(events(), answer)
 
 
 def _request(call: Call, fields: GenerateFields) -> GenerationRequest:
-    turns = [
-        message
-        for question, reply in fields.history
-        for message in (Message("user", question), Message("assistant", reply))
-    ]
     return GenerationRequest(
-        messages=(*turns, Message("user", fields.query)),
+        messages=conversation(fields.history, fields.query),
         answer_prefix=fields.answer_prefix,
         overflow=Overflow.DROP_OLDEST,
         params=SamplingParams(
@@ -124,17 +107,6 @@ def _request(call: Call, fields: GenerateFields) -> GenerationRequest:
         ),
         client=call.client,
     )
-
-
-def _record(call: Call, query: str, answer: Answer) -> None:
-    if call.settings.chat_log:
-        call.settings.chat_log.record(
-            client=call.client,
-            request_id=answer.stream.request_id,
-            query=query,
-            answer=answer.text,
-            final=answer.final,
-        )
 
 
 def interrupt(call: Call, fields: InterruptFields) -> Response:
