@@ -62,11 +62,11 @@ class SamplingParams:
 
     Order as in transformers: penalties, temperature, top_k, top_p. ``temperature`` 0 is greedy, ``top_k`` 0 and
     ``top_p`` 1 are off. ``repetition_penalty`` counts prompt and answer (transformers), the presence and frequency
-    penalties the answer alone (OpenAI). ``max_length`` limits prompt and answer together, ``max_tokens`` the answer
-    (0: the prompt is read and nothing drawn); None leaves the server's own limit. ``logit_bias`` is added to the logits of the ids it names, before everything
-    else. ``logprobs`` asks for the log probability of every token of the answer and of that many of the likeliest
-    ones beside it, ``prompt_logprobs`` for the same of the prompt's tokens; both as the model computed them, before
-    bias, penalties and temperature.
+    penalties the answer alone (OpenAI). ``max_length`` limits prompt and answer together, ``max_tokens`` the answer (0:
+    the prompt is read and nothing drawn); None leaves the server's own limit. ``logit_bias`` is added to the logits of
+    the ids it names, before everything else. ``logprobs`` asks for the log probability of every token of the answer
+    and of that many of the likeliest ones in its place, ``prompt_logprobs`` for the same of the prompt's tokens; both
+    as the model computed them, before bias, penalties and temperature.
     """
 
     temperature: float = 0.8

@@ -93,8 +93,9 @@ History = Annotated[
 
 def conversation(history: list[list[str]], query: str) -> tuple[Message, ...]:
     """The messages of a validated history and a new question."""
-    rounds = [*history, [query]]
-    return tuple(Message(role, text) for turn in rounds for role, text in zip(("user", "assistant"), turn, strict=False))
+    roles = ("user", "assistant")
+    past = tuple(Message(role, text) for turn in history for role, text in zip(roles, turn, strict=True))
+    return (*past, Message("user", query))
 
 
 def read_fields(request: Request) -> dict[str, Any]:
