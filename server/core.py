@@ -226,5 +226,8 @@ class Engine(Protocol):
         Raises Unavailable if there is no sentence model and none can be had.
         """
 
+    def free_caches(self) -> None:
+        """Give back memory that only makes later requests faster; running answers go on."""
+
     def close(self, timeout: float | None = None) -> None:
         """Interrupt everything, let the readers have what was made, and wait for the engine's thread to end."""

@@ -100,6 +100,7 @@ class FakeEngine:
         self.refuse: Exception | None = None
         self.requests: list[GenerationRequest] = []
         self.streams: list[FakeStream] = []
+        self.freed = 0
         self.aborts: list[dict[str, str | None]] = []
         self._running: list[FakeStream] = []
         self._lock = threading.Lock()
@@ -144,6 +145,9 @@ class FakeEngine:
             raise self.refuse
         vectors = tuple(array("f", [len(text), 0.1]) for text in texts)
         return Embeddings(vectors, sum(map(len, texts)))
+
+    def free_caches(self) -> None:
+        self.freed += 1
 
     def close(self, timeout: float | None = None) -> None:
         with self._lock:
