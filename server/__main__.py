@@ -6,16 +6,16 @@ import logging
 import os
 import sys
 
-from server.config import COMMAND, language_of, parse
+from server.config import COMMAND, Config, language_of, parse, split_command
 from server.errors import StartupError
 
 
 def main(argv: list[str]) -> int:
     """Run one command; returns the exit code: 0, 2 for what the user can mend, 130 for Ctrl+C while starting."""
-    if argv[:1] == ["serve"]:
-        argv = argv[1:]
     try:
-        return _serve(argv)
+        config = parse(argv, program=os.environ.get(COMMAND) or "python -m server")
+        logging.basicConfig(level=config.log_level.upper(), format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+        return _run_command(split_command(argv)[0], config)
     except StartupError as error:
         print(error.text(language_of(argv)), file=sys.stderr)
         return 2
@@ -23,9 +23,15 @@ def main(argv: list[str]) -> int:
         return 130
 
 
-def _serve(argv: list[str]) -> int:
-    config = parse(argv, command=os.environ.get(COMMAND) or "python -m server")
-    logging.basicConfig(level=config.log_level.upper(), format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+def _run_command(name: str, config: Config) -> int:
+    if name == "chat":
+        from server.chat import chat
+
+        return chat(config)
+    if name == "spool":
+        from server.spool import spool
+
+        return spool(config)
     from server.serve import serve
 
     return serve(config)

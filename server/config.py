@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from server.errors import StartupError
+from server.help_page import COMMANDS, help_text
 from server.i18n import system_language
 from server.option_types import (
     BITS,
@@ -29,17 +30,26 @@ from server.option_types import (
     URL,
     Kind,
     choice,
+    flag,
     integer,
+    variable,
 )
 
 ROOT = Path(__file__).resolve().parent.parent
 VERSION = "0.1.0"  # pyproject.toml says the same
 COMMAND = "CHATGLM_COMMAND"  # no option: how the launchers tell what the user typed to start them
+HTTP = ("serve",)  # the commands that options of the HTTP server belong to
 
 
-def option(default: Any, kind: Kind, *short: str, zh: str, en: str, env: str = "") -> Any:
-    """A row: ``short`` flags beside --name, ``env`` instead of CHATGLM_<NAME>. Default None: decided at start."""
-    return dataclasses.field(default=default, metadata={"kind": kind, "short": short, "zh": zh, "en": en, "env": env})
+def option(
+    default: Any, kind: Kind, *other: str, zh: str, en: str, env: str = "", commands: Iterable[str] = COMMANDS
+) -> Any:
+    """A row: ``other`` spellings beside --name, ``env`` instead of CHATGLM_<NAME>, the ``commands`` that take it.
+
+    Default None: decided at start.
+    """
+    row = {"kind": kind, "other": other, "zh": zh, "en": en, "env": env, "commands": commands}
+    return dataclasses.field(default=default, metadata=row)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,9 +63,9 @@ class Config:
         zh="模型是哪一代（auto 看模型文件夹）", en="the model's generation (auto looks at its folder)")
     host: str = option("127.0.0.1", HOST, "-H",
         zh="监听地址；0.0.0.0 让局域网里的机器也能访问",
-        en="address to listen on; 0.0.0.0 lets other machines in")
+        en="address to listen on; 0.0.0.0 lets other machines in", commands=HTTP)
     port: int = option(5178, integer(0, 65535), "-P",
-        zh="端口；0 表示任选一个空闲的", en="port; 0 picks a free one")
+        zh="端口；0 表示任选一个空闲的", en="port; 0 picks a free one", commands=HTTP)
     profile: str = option("auto", choice("auto", "small", "medium", "large", "cpu"),
         zh="档位：small 6 GB 显存、medium 10 GB、large 13 GB、cpu 不用显卡；auto 按空闲显存选",
         en="small needs 6 GB of GPU memory, medium 10, large 13, cpu none; auto goes by what is free")
@@ -69,7 +79,8 @@ class Config:
     slots: int | None = option(None, integer(1, 256, auto=True),
         zh="同时回答几个请求", en="requests answered at the same time")
     queue: int = option(32, integer(0, 1000),
-        zh="最多几个请求排队等候，超出时回复“服务器忙”", en="requests that may wait; more are told to come back")
+        zh="最多几个请求排队等候，超出时回复“服务器忙”", en="requests that may wait; more are told to come back",
+        commands=HTTP)
     prefill_chunk: int | None = option(None, integer(16, 8192, auto=True),
         zh="读提问时每步最多多少 token", en="tokens of a prompt read in one step")
     threads: int = option(0, integer(0, 1024),
@@ -77,11 +88,13 @@ class Config:
     chat_log: Path | None = option(ROOT / "chatlog.log", LOG,  # noqa: RUF009
         zh="把问答记到这个文件；不想记就写 --chat-log none 或 --no-chat-log",
         en="file that keeps the chats; --chat-log none or --no-chat-log keeps nothing")
-    max_body: int = option(8, integer(1, 1024), zh="请求正文的上限，MiB", en="largest request body in MiB")
+    max_body: int = option(8, integer(1, 1024), zh="请求正文的上限，MiB", en="largest request body in MiB",
+        commands=HTTP)
     cors: tuple[str, ...] = option(("*",), ORIGINS,
-        zh="哪些网站的网页可以调用本服务", en="websites whose pages may call this server")
+        zh="哪些网站的网页可以调用本服务", en="websites whose pages may call this server", commands=HTTP)
     browser: bool = option(False, FLAG,
-        zh="就绪后打开网页（.bat 启动时默认打开）", en="open the page when ready (the .bat launchers do)")
+        zh="就绪后打开网页（.bat 启动时默认打开）", en="open the page when ready (the .bat launchers do)",
+        commands=HTTP)
     log_level: str = option("info", choice("debug", "info", "warning", "error"), zh="日志级别", en="what to log")
     language: str = option("auto", choice("auto", "zh", "en"), env="CHATGLM_LANG",
         zh="界面语言（auto 看系统）", en="language of the messages (auto asks the system)")
@@ -104,27 +117,28 @@ class Source(NamedTuple):
     label: Callable[[str], str]  # field name -> how this source spells it
 
 
-def flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-def variable(name: str) -> str:
-    return ROWS[name].metadata["env"] or "CHATGLM_" + name.upper()
+def split_command(argv: Sequence[str]) -> tuple[str, Sequence[str]]:
+    """The command that is asked for, and its options."""
+    return (argv[0], argv[1:]) if argv and argv[0] in COMMANDS else ("serve", argv)
 
 
 def parse(
-    argv: Sequence[str], *, env: Mapping[str, str] = os.environ, root: Path = ROOT, command: str = "python -m server"
+    argv: Sequence[str], *, env: Mapping[str, str] = os.environ, root: Path = ROOT, program: str = "python -m server"
 ) -> Config:
     """Options from ``argv`` (without the program's name), ``env`` and ``root``/config.toml.
 
+    On the command line only the command's own options are known; environment and file are the same for all commands.
     ``language`` of the result is "zh" or "en". ``--help`` and ``--version`` print and raise SystemExit(0); everything
     that is wrong is a StartupError that names the place it came from.
     """
     on_argv = Source("命令行", "on the command line", Path.cwd(), flag)
-    in_env = Source("环境变量", "in the environment", Path.cwd(), variable)
-    typed = _read_argv(argv, on_argv)
+    in_env = Source("环境变量", "in the environment", Path.cwd(), lambda name: variable(ROWS[name]))
+    command, options = split_command(argv)
+    rows = {name: row for name, row in ROWS.items() if command in row.metadata["commands"]}
+    typed = _read_argv(options, rows, on_argv)
     if page := typed.pop("page", None):
-        print(help_text(command, language_of(argv, env)) if page == "help" else f"chatglm-portable {VERSION}")
+        shown = help_text(program, command, rows, language_of(argv, env))
+        print(shown if page == "help" else f"chatglm-portable {VERSION}")
         raise SystemExit(0)
     # read before the file: on Python 3.10 that needs a package which may not be installed yet
     given = {name: _cast(name, raw, in_env) for name, raw in _read_env(env, in_env).items()}
@@ -149,14 +163,14 @@ def language_of(argv: Sequence[str], env: Mapping[str, str] = os.environ) -> str
     return system_language(env)
 
 
-def _read_argv(argv: Sequence[str], source: Source) -> dict[str, Any]:
+def _read_argv(argv: Sequence[str], rows: Mapping[str, dataclasses.Field], source: Source) -> dict[str, Any]:
     parser = argparse.ArgumentParser(
         add_help=False, allow_abbrev=False, exit_on_error=False, argument_default=argparse.SUPPRESS
     )
     parser.add_argument("-h", "--help", dest="page", action="store_const", const="help")
     parser.add_argument("--version", dest="page", action="store_const", const="version")
-    for name, row in ROWS.items():
-        kind, spellings = row.metadata["kind"], (flag(name), *row.metadata["short"])
+    for name, row in rows.items():
+        kind, spellings = row.metadata["kind"], (flag(name), *row.metadata["other"])
         if kind.bare is None:
             parser.add_argument(*spellings, dest=name)
         else:
@@ -168,7 +182,7 @@ def _read_argv(argv: Sequence[str], source: Source) -> dict[str, Any]:
     except argparse.ArgumentError as error:  # with rows like these: a value is missing, or a flag was given one
         raise _bad_use(error.argument_name.split("/")[0]) from None
     if rest:
-        spelled = [spelling for action in parser._actions for spelling in action.option_strings]
+        spelled = [*COMMANDS, *(spelling for action in parser._actions for spelling in action.option_strings)]
         raise _unknown(rest[0], rest[0].split("=")[0], spelled, source)
     return vars(typed)
 
@@ -180,7 +194,7 @@ def _bad_use(spelling: str) -> StartupError:
 
 
 def _read_env(env: Mapping[str, str], source: Source) -> dict[str, str]:
-    known = {variable(name): name for name in ROWS}
+    known = {variable(row): name for name, row in ROWS.items()}
     for key in env:
         if key.startswith("CHATGLM_") and key not in known and key != COMMAND:
             raise _unknown(key, key, known, source)
@@ -230,36 +244,3 @@ def _unknown(written: str, looked_up: str, valid: Iterable[str], source: Source)
     zh, en = (f"是不是 {near[0]}？", f" Did you mean {near[0]}?") if near else ("", "")
     return StartupError(f"{source.zh}里的 {written} 不认识：{zh}用 --help 可以看到全部选项。",
                         f"Unknown option {written} {source.en}.{en} --help lists them all.", param=written)
-
-
-def help_text(command: str, language: str) -> str:
-    """The page that --help prints: two lines for each option."""
-    zh = language == "zh"
-    separator = "；" if zh else "; "
-    lines = [f"用法：{command} [选项]" if zh else f"usage: {command} [options]"]
-    if command.endswith("run.sh"):
-        lines.append(f"      {command} test [pytest 的参数]" if zh else f"       {command} test [pytest's arguments]")
-    lines.append("")
-    for name, row in ROWS.items():
-        kind = row.metadata["kind"]
-        spellings = ", ".join((*row.metadata["short"], flag(name)))
-        negated = f", --no-{flag(name)[2:]}" if kind.negated is not None else ""
-        default, default_word = _shown_default(row, zh), "默认" if zh else "default"
-        lines.append(f"  {spellings} {kind.metavar}".rstrip() + negated)
-        lines.append(f"      {row.metadata[language]} [{default_word} {default}{separator}{variable(name)}]")
-    lines += ["", "  -h, --help", "      显示本页" if zh else "      show this page"]
-    lines += ["  --version", "      显示版本号" if zh else "      show the version"]
-    return "\n".join(lines)
-
-
-def _shown_default(row: dataclasses.Field, zh: bool) -> str:
-    value = row.default
-    if value is None and row.name != "config":
-        return "auto"
-    if isinstance(value, Path):
-        return value.name
-    if isinstance(value, tuple):
-        return ",".join(value)
-    if value is None or value is False:
-        return "无" if zh else "off"
-    return str(value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import Field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,16 @@ class Kind(NamedTuple):
     en: str
     bare: str | None = None  # what --name without a value means
     negated: str | None = None  # what --no-name means
+
+
+def flag(name: str) -> str:
+    """How the command line spells an option's name."""
+    return "--" + name.replace("_", "-")
+
+
+def variable(row: Field) -> str:
+    """The environment variable of an option's row."""
+    return row.metadata["env"] or "CHATGLM_" + row.name.upper()
 
 
 def text(metavar: str, pattern: str, zh: str, en: str) -> Kind:

@@ -99,7 +99,7 @@ def will_serve(options: Sequence[str]) -> bool:
 
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            parse(options[1:] if options[:1] == ["serve"] else options)
+            parse(options)
     except (StartupError, SystemExit):
         return False
     except ImportError:  # config.toml on Python 3.10: what reads it is yet to be installed

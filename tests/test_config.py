@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from server import config
-from server.config import ROWS, Config, parse
+from server.config import COMMANDS, ROWS, Config, parse
 from server.errors import StartupError
+from server.option_types import flag, variable
 
 
 @pytest.fixture
@@ -177,25 +178,38 @@ def test_file_can_be_switched_off(root):
     assert parse(["--config", "none"], env={}, root=root).port == 5178
 
 
+@pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("language", ["zh", "en"])
-def test_help_shows_every_option_with_its_default(language, capsys):
+def test_help_shows_the_commands_options_with_their_defaults(command, language, capsys):
     with pytest.raises(SystemExit) as caught:
-        parse(["--help", "--language", language], env={}, command="python -m server serve")
+        parse([command, "--help", "--language", language], env={}, program="python -m server")
     assert caught.value.code == 0
     page = capsys.readouterr().out
-    assert page.startswith(("用法：" if language == "zh" else "usage: ") + "python -m server serve")
+    assert page.startswith(("用法：" if language == "zh" else "usage: ") + "python -m server")
     for name, row in ROWS.items():
-        assert config.flag(name) + " " in page or config.flag(name) + "," in page
-        assert row.metadata[language] in page
-        assert config.variable(name) + "]" in page
-    assert "5178" in page and "chatlog.log" in page
+        shown = row.metadata[language] in page
+        assert shown == (variable(row) + "]" in page) == (command in row.metadata["commands"])
+        assert not shown or flag(name) + " " in page or flag(name) + "," in page
+    assert ("5178" in page) == (command == "serve")
     assert "; " not in page if language == "zh" else "；" not in page
-    assert "run.sh test" not in page
+    assert "  test " not in page
 
 
-def test_help_of_run_sh_names_its_other_use():
-    assert config.help_text("./run.sh", "en").splitlines()[1].strip().startswith("./run.sh test")
-    assert config.help_text("./run.sh", "zh").splitlines()[1].strip().startswith("./run.sh test")
+def test_help_of_run_sh_names_its_other_use(capsys):
+    for language in ("zh", "en"):
+        with pytest.raises(SystemExit):
+            parse(["--help", "--language", language], env={}, program="./run.sh")
+        assert "\n  test " in capsys.readouterr().out
+
+
+def test_options_of_other_commands_are_refused_on_the_command_line_alone(root):
+    assert "--port" in failure(["chat", "--port", "1"]).en
+    assert parse(["serve", "--port", "1"], env={}, root=root).port == 1
+    assert parse(["chat"], env={"CHATGLM_PORT": "1"}, root=root).port == 1
+
+
+def test_a_command_that_is_nearly_one():
+    assert "Did you mean spool?" in failure(["spol"]).en
 
 
 def test_version(capsys):

@@ -45,9 +45,10 @@ def test_options_in_the_text_exist():
 
 
 def _help() -> str:
-    from server.config import help_text
+    from server.config import ROWS
+    from server.help_page import help_text
 
-    return help_text("run.sh", "en")
+    return help_text("run.sh", "serve", ROWS, "en")
 
 
 def test_addresses_in_the_text_are_served():

@@ -11,7 +11,7 @@ from tests.conftest import ROOT
 
 SERVER = ROOT / "server"
 FILES = sorted(SERVER.rglob("*.py"))
-START = {"config", "option_types", "profiles", "footprint", "hardware", "download", "i18n"}
+START = {"config", "option_types", "profiles", "footprint", "hardware", "download", "i18n", "help_page"}
 
 PYDANTIC = {"pydantic", "pydantic_core", "annotated_types"}
 
@@ -22,6 +22,7 @@ ALLOWED = {
     "i18n": ({"errors"}, set()),
     "config": ({"core", "errors", *START}, {"tomli"}),
     "option_types": (set(), set()),
+    "help_page": ({"option_types"}, set()),
     "footprint": ({"core", "errors", *START}, set()),
     "profiles": ({"core", "errors", *START}, set()),
     "hardware": ({"core", "errors", *START}, {"psutil", "pynvml"}),
@@ -35,7 +36,7 @@ ALLOWED = {
         {"config", "profiles", "hardware", "download", "i18n", "engine", "models", "kernels", "api", "core", "errors"},
         {"torch", "tqdm", "waitress"},
     ),
-    "__main__": ({"serve", "config", "i18n", "errors"}, set()),
+    "__main__": ({"serve", "chat", "spool", "config", "i18n", "errors"}, set()),
 }
 
 
