@@ -22,7 +22,7 @@ def help_text(program: str, command: str, rows: Mapping[str, Field], language: s
     lines = [f"用法：{program} [命令] [选项]" if zh else f"usage: {program} [command] [options]"]
     lines += [f"  {name:6} {words[0] if zh else words[1]}" for name, words in COMMANDS.items()]
     if program.endswith("run.sh"):
-        lines.append("  test   " + ("运行全部测试（可跟 pytest 的参数）" if zh else "run the tests (pytest's arguments may follow)"))
+        lines.append("  test   运行全部测试" if zh else "  test   run the tests")
     lines += ["", f"{command} 的选项：" if zh else f"options of {command}:"]
     for name, row in rows.items():
         kind = row.metadata["kind"]

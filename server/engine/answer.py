@@ -7,22 +7,30 @@ import time
 from collections.abc import Iterator
 from collections.abc import Sequence as Ids
 
-from server.core import FinishReason, RequestOutput, Usage
+from server.core import FinishReason, GenerationRequest, RequestOutput, TokenLogprob, ToolCall, Usage
 from server.engine.detokenizer import StreamingDetokenizer
+from server.engine.logprobs import readable
 from server.engine.sequence import Finish, Sequence
 from server.models.base import Family, Tokenizer
 
 
 class AnswerText:
-    """Raw text in, showable text out: stop strings, the family's post-processing, the answer prefix in front."""
+    """Raw text in, showable text out: stop strings, the family's post-processing, the answer prefix in front.
 
-    def __init__(self, family: Family, tokenizer: Tokenizer, *, prefix: str, stop: Ids[str], context: Ids[int]):
+    ``calls`` are the tool calls that have become certain so far.
+    """
+
+    def __init__(self, family: Family, tokenizer: Tokenizer, request: GenerationRequest, prompt_ids: Ids[int]):
         self._family = family
+        self._prefix = request.answer_prefix
+        self._continues = not request.messages  # a raw prompt, in whose continuation every character counts
+        context = prompt_ids if self._continues or self._prefix else ()
         self._detokenizer = StreamingDetokenizer(tokenizer, context)
-        self._prefix = prefix
-        self._stop = stop
+        self._stop = request.params.stop
+        self._tools = () if self._prefix else tuple(tool.name for tool in request.tools)
         self._raw = ""
         self._given = 0  # characters of the answer given out so far
+        self.calls: tuple[ToolCall, ...] = ()
         self.stopped = False
 
     def add(self, token_id: int) -> str:
@@ -56,28 +64,37 @@ class AnswerText:
         return 0
 
     def _reveal(self, certain: int, *, final: bool) -> str:
-        shown = self._prefix + self._family.display(self._raw[:certain], final=final, continued=bool(self._prefix))
-        new = shown[self._given :]
+        new = (self._prefix + self._shown(self._raw[:certain], final))[self._given :]
         self._given += len(new)
         return new
+
+    def _shown(self, raw: str, final: bool) -> str:
+        if self._continues:
+            return raw
+        if self._tools:
+            text, self.calls = self._family.display_calls(raw, self._tools, final=final)
+            return text
+        return self._family.display(raw, final=final, continued=bool(self._prefix))
 
 
 class LocalRequestStream:
     """The RequestStream of a sequence (see ``core.RequestStream``)."""
 
-    def __init__(self, sequence: Sequence, answer: AnswerText):
+    def __init__(self, sequence: Sequence, answer: AnswerText, tokenizer: Tokenizer):
         self.request_id = sequence.request_id
+        self.prompt_ids = tuple(sequence.token_ids)
         self._sequence = sequence
         self._answer = answer
+        self._tokenizer = tokenizer
         self._text = answer.start()
         self._ids: list[int] = []
-        self._num_ids = 0
+        self._num_ids = self._num_calls = 0  # given out so far
         self._ended = False
 
     def get(self, timeout: float | None = None) -> RequestOutput | None:
         deadline = None if timeout is None else time.monotonic() + timeout
         while not self._ended:
-            if self._text:
+            if self._text or len(self._answer.calls) > self._num_calls:
                 return self._output()
             remaining = None if deadline is None else max(0.0, deadline - time.monotonic())
             try:
@@ -107,7 +124,23 @@ class LocalRequestStream:
         return self._output(finish_reason=finish.reason, error=finish.error, usage=usage)
 
     def _output(self, **last) -> RequestOutput:
-        output = RequestOutput(text=self._text, token_ids=tuple(self._ids), **last)
+        calls = self._answer.calls[self._num_calls :]
+        prompt = self._prompt_logprobs() if not self._num_ids and (self._ids or last) else ()
+        output = RequestOutput(self._text, tuple(self._ids), self._logprobs(), calls, prompt, **last)
         self._num_ids += len(self._ids)
+        self._num_calls += len(calls)
         self._text, self._ids = "", []
         return output
+
+    def _logprobs(self) -> tuple[TokenLogprob, ...]:
+        if self._sequence.params.logprobs is None:
+            return ()
+        first = len(self.prompt_ids) + self._num_ids
+        return tuple(readable(self._tokenizer, i, self._sequence.scores[at]) for at, i in enumerate(self._ids, first))
+
+    def _prompt_logprobs(self) -> tuple[TokenLogprob, ...]:
+        """Those of a prompt that was read to its end."""
+        scores, last = self._sequence.scores, len(self.prompt_ids) - 1
+        if self._sequence.params.prompt_logprobs is None or (last > 0 and last not in scores):
+            return ()
+        return tuple(readable(self._tokenizer, i, scores.get(at)) for at, i in enumerate(self.prompt_ids))

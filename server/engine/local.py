@@ -6,9 +6,14 @@ import logging
 import threading
 import time
 import uuid
+from collections.abc import Iterable
+from collections.abc import Sequence as Texts
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from server.core import FinishReason, GenerationRequest, Tokenization
+import torch
+
+from server.core import Embeddings, FinishReason, GenerationRequest, Tokenization
 from server.engine.answer import AnswerText, LocalRequestStream
 from server.engine.kv_cache import KVCache
 from server.engine.prompting import fit_prompt
@@ -16,8 +21,11 @@ from server.engine.runner import ModelRunner
 from server.engine.scheduler import Scheduler
 from server.engine.sequence import Sequence
 from server.engine.slots import SlotTable
-from server.errors import BadRequest, GenerationFailed, Overloaded
+from server.errors import BadRequest, GenerationFailed, Overloaded, Unavailable
 from server.models.loader import LoadedModel
+
+if TYPE_CHECKING:
+    from server.engine.embedder import Embedder
 
 log = logging.getLogger(__name__)
 
@@ -36,54 +44,39 @@ class EngineSettings:
 class LocalEngine:
     """See ``core.Engine``. The thread sees token ids only; text is made in the callers' threads."""
 
-    def __init__(self, model: LoadedModel, settings: EngineSettings):
+    def __init__(self, model: LoadedModel, settings: EngineSettings, embedder: Embedder | None = None):
         self.model_name = model.name
+        self.embedding_model = embedder.name if embedder else ""
         self.max_length = settings.max_length
         self.capacity = settings.slots + settings.queue
         self._model = model
+        self._embedder = embedder
         self._stop_ids = model.family.stop_ids(model.tokenizer)
         cache = KVCache(
             model.network.kv_shape, settings.slots, settings.max_length, model.dtype, model.device, model.prefix
         )
         self._runner = ModelRunner(model.network, cache, model.device)
-        slots = SlotTable(cache, reuse_prefix=model.family.causal_prompt)
-        self._scheduler = Scheduler(slots, chunk=settings.prefill_chunk, causal_prompt=model.family.causal_prompt)
+        self._slots = SlotTable(cache, reuse_prefix=model.family.causal_prompt)
+        self._scheduler = Scheduler(self._slots, chunk=settings.prefill_chunk, causal_prompt=model.family.causal_prompt)
         self._live: dict[str, Sequence] = {}  # admitted and not yet finished, guarded by the condition
         self._arrived: list[Sequence] = []
         self._wake = threading.Condition()
+        self._forget = False
         self._closing = False
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
         self._thread.start()
 
     def submit(self, request: GenerationRequest) -> LocalRequestStream:
         self._check_room()  # before the work of tokenizing
-        params = request.params
-        self._check_ids(request.prompt_ids)
-        prompt_ids = fit_prompt(self._model.family, self._model.tokenizer, request, self.max_length)
-        limits = [self.max_length, params.max_length, params.max_tokens and len(prompt_ids) + params.max_tokens]
-        max_total = min(filter(None, limits))
-        sequence = Sequence(
-            f"req-{uuid.uuid4().hex[:16]}",
-            prompt_ids,
-            params,
-            self._stop_ids,
-            max_total,
-            client=request.client,
-            context=self._model.network.context(prompt_ids),
-        )
-        answer = AnswerText(
-            self._model.family,
-            self._model.tokenizer,
-            prefix=request.answer_prefix,
-            stop=params.stop,
-            context=prompt_ids if request.answer_prefix else (),
-        )
+        self._check(request)
+        sequence = self._sequence(request)
+        answer = AnswerText(self._model.family, self._model.tokenizer, request, sequence.token_ids)
         with self._wake:
             self._check_room()
             self._live[sequence.request_id] = sequence
             self._arrived.append(sequence)
             self._wake.notify()
-        return LocalRequestStream(sequence, answer)
+        return LocalRequestStream(sequence, answer, self._model.tokenizer)
 
     def abort(self, *, request_id: str | None = None, client: str | None = None) -> int:
         with self._wake:
@@ -95,8 +88,19 @@ class LocalEngine:
         return len(chosen)
 
     def tokenize(self, text: str) -> Tokenization:
-        tokenizer = self._model.tokenizer
-        return Tokenization(tuple(tokenizer.encode(text)), tuple(tokenizer.pieces(text)))
+        family, tokenizer = self._model.family, self._model.tokenizer
+        ids, pieces = tokenizer.encode(text), tokenizer.pieces(text)
+        return Tokenization(tuple(ids), tuple(pieces), tuple(family.encode(tokenizer, text)))
+
+    def embed(self, texts: Texts[str]) -> Embeddings:
+        if self._embedder is None:
+            raise Unavailable("这里没有向量模型。", "There is no sentence model here.")
+        return self._embedder.embed(texts)
+
+    def free_caches(self) -> None:
+        with self._wake:
+            self._forget = True
+            self._wake.notify()
 
     def close(self, timeout: float | None = None) -> None:
         with self._wake:
@@ -104,6 +108,8 @@ class LocalEngine:
             for sequence in self._live.values():
                 sequence.finish(FinishReason.ABORT)
             self._wake.notify()
+        if self._embedder:
+            self._embedder.close()
         self._thread.join(timeout)
 
     def _check_room(self) -> None:
@@ -115,14 +121,47 @@ class LocalEngine:
                 f"The server is busy: {self.capacity} requests are running or waiting; try again shortly.",
             )
 
-    def _check_ids(self, ids: tuple[int, ...]) -> None:
+    def _check(self, request: GenerationRequest) -> None:
+        family = self._model.family
+        self._check_ids(request.prompt_ids, "prompt")
+        self._check_ids(request.params.logit_bias, "logit_bias")
+        if request.tools and not family.takes_tools:
+            raise BadRequest(
+                f"模型 {self.model_name} 不会调用工具；能调用工具的是 ChatGLM3。",
+                f"The model {self.model_name} cannot call tools; ChatGLM3 can.",
+                param="tools",
+            )
+        if request.params.prompt_logprobs is not None and not family.causal_prompt:
+            raise BadRequest(
+                f"模型 {self.model_name} 双向读取提问，提问里的 token 没有概率。",
+                f"The model {self.model_name} reads prompts in both directions: their tokens have no probabilities.",
+                param="logprobs",
+            )
+
+    def _check_ids(self, ids: Iterable[int], param: str) -> None:
         vocab = self._model.network.vocab_size
         if any(not 0 <= i < vocab for i in ids):
             raise BadRequest(
-                f"prompt 里有超出词表的 token id，允许的范围是 0 到 {vocab - 1}。",
-                f"The prompt has a token id outside the vocabulary; 0 to {vocab - 1} are allowed.",
-                param="prompt",
+                f"{param} 里有超出词表的 token id，允许的范围是 0 到 {vocab - 1}。",
+                f"{param} has a token id outside the vocabulary; 0 to {vocab - 1} are allowed.",
+                param=param,
             )
+
+    def _sequence(self, request: GenerationRequest) -> Sequence:
+        family, tokenizer, params = self._model.family, self._model.tokenizer, request.params
+        prompt_ids = fit_prompt(family, tokenizer, request, self.max_length)
+        answer_limit = None if params.max_tokens is None else len(prompt_ids) + params.max_tokens
+        limits = (self.max_length, params.max_length, answer_limit)
+        return Sequence(
+            f"req-{uuid.uuid4().hex[:16]}",
+            prompt_ids,
+            params,
+            self._stop_ids,
+            min(limit for limit in limits if limit is not None),
+            client=request.client,
+            context=self._model.network.context(prompt_ids),
+            openings=family.call_openings(tokenizer, request.tool_choice) if request.tool_choice else None,
+        )
 
     def _loop(self) -> None:
         try:
@@ -137,9 +176,13 @@ class LocalEngine:
     def _take_arrivals(self) -> None:
         """Move new requests to the scheduler; sleep while there is nothing to do."""
         with self._wake:
-            while not (self._arrived or self._closing or self._scheduler.unfinished):
+            while not (self._arrived or self._closing or self._forget or self._scheduler.unfinished):
                 self._wake.wait()
             arrived, self._arrived = self._arrived, []
+            forget, self._forget = self._forget, False
+        if forget:
+            self._slots.forget()
+            torch.cuda.empty_cache()  # does nothing where CUDA is not in use
         for sequence in arrived:
             self._scheduler.add(sequence)
 

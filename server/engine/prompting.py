@@ -18,8 +18,9 @@ def fit_prompt(family: Family, tokenizer: Tokenizer, request: GenerationRequest,
     Raises ContextOverflow where the request's overflow policy cannot make it fit: the query itself is never cut.
     """
     max_length = min(request.params.max_length or limit, limit)
-    if request.prompt_ids:
-        return _refuse_if_longer(list(request.prompt_ids), max_length - 1, max_length, limit)
+    if request.prompt is not None or request.prompt_ids:
+        ids = list(request.prompt_ids) if request.prompt is None else family.encode(tokenizer, request.prompt)
+        return _refuse_if_longer(ids, max_length - 1, max_length, limit)
     if not any(message.role != "system" for message in request.messages):
         raise BadRequest(
             "请求里没有问题：messages 至少要有一条 user 消息。",
@@ -30,7 +31,7 @@ def fit_prompt(family: Family, tokenizer: Tokenizer, request: GenerationRequest,
 
     def build(first_round: int) -> list[int]:
         kept = [message for turn in rounds[first_round:] for message in turn]
-        return family.build_prompt(tokenizer, [*system, *kept], request.answer_prefix)
+        return family.build_prompt(tokenizer, [*system, *kept], request.answer_prefix, request.tools)
 
     if request.overflow is Overflow.REFUSE:
         return _refuse_if_longer(build(0), max_length - 1, max_length, limit)

@@ -7,6 +7,7 @@ import logging
 import torch
 
 from server.engine.kv_cache import KVCache
+from server.engine.logprobs import score
 from server.engine.sampler import Sampler
 from server.engine.scheduler import Work
 from server.errors import GenerationFailed, ServerError
@@ -40,25 +41,44 @@ class ModelRunner:
         return [result for piece in work for result in self.run([piece])]
 
     def _run(self, work: list[Work]) -> list[int | ServerError | None]:
-        token_ids, segments, rows, row = [], [], [], 0
-        for sequence, length in work:
-            start = sequence.num_computed
-            token_ids += sequence.token_ids[start : start + length]
-            segments.append(Segment(sequence.slot, start, length, sequence.context))
-            row += length
-            rows.append(row - 1)
-        drawing = [i for i, piece in enumerate(work) if piece.draws]
+        token_ids, segments, last_rows, scored_rows, row = [], [], [], [], 0
+        for piece in work:
+            sequence, start = piece.sequence, piece.sequence.num_computed
+            token_ids += sequence.token_ids[start : start + piece.length]
+            segments.append(Segment(sequence.slot, start, piece.length, sequence.context))
+            scored_rows += range(row, row + piece.scored)
+            row += piece.length
+            last_rows += [row - 1] * piece.draws
         batch = ForwardBatch(
             torch.tensor(token_ids, device=self._device),
             segments,
-            torch.tensor([rows[i] for i in drawing], dtype=torch.int64, device=self._device),
+            torch.tensor(last_rows + scored_rows, dtype=torch.int64, device=self._device),
         )
         logits = self._network.forward(batch, self._cache)
-        drawn = self._sampler.sample(logits, [work[i].sequence for i in drawing])
-        results: list[int | ServerError | None] = [None] * len(work)
-        for i, result in zip(drawing, drawn, strict=True):
-            results[i] = result
-        return results
+        _score_prompts(logits[len(last_rows) :], work)
+        return self._draw(logits[: len(last_rows)], work)
+
+    def _draw(self, logits: torch.Tensor, work: list[Work]) -> list[int | ServerError | None]:
+        sequences = [piece.sequence for piece in work if piece.draws]
+        drawn = self._sampler.sample(logits, sequences)
+        for row, sequence, result in zip(logits, sequences, drawn, strict=True):
+            if sequence.params.logprobs is not None and isinstance(result, int):
+                position = len(sequence.token_ids)
+                sequence.scores[position] = score(row[None], [result], sequence.params.logprobs)[0]
+        results = iter(drawn)
+        return [next(results) if piece.draws else None for piece in work]
+
+
+def _score_prompts(logits: torch.Tensor, work: list[Work]) -> None:
+    """``logits`` [R, vocab]: the rows of all pieces of work whose tokens predict others of a prompt."""
+    begin = 0
+    for piece in work:
+        sequence, count = piece.sequence, piece.scored
+        if count:
+            first = sequence.num_computed + 1
+            rows, begin = logits[begin : begin + count], begin + count
+            found = score(rows, sequence.token_ids[first : first + count], sequence.params.prompt_logprobs)
+            sequence.scores |= dict(enumerate(found, first))
 
 
 def _failure(error: Exception) -> ServerError:

@@ -32,9 +32,9 @@ class Sampler:
 
     def _draw(self, row: torch.Tensor, sequence: Sequence, best: int) -> int:
         params = sequence.params
-        if _has_penalties(params):
-            row = penalize(row, params, sequence.token_ids, sequence.num_prompt)
-            best = int(row.argmax())
+        adjusted = adjust(row, sequence)
+        if adjusted is not row:
+            row, best = adjusted, int(adjusted.argmax())
         if params.temperature < _GREEDY_BELOW or params.top_k == 1:
             return best
         ids, probabilities = distribution(row, params)
@@ -45,8 +45,18 @@ class Sampler:
         return int(ids[(probabilities.cpu() / noise[ids]).argmax()])
 
 
-def _has_penalties(params: SamplingParams) -> bool:
-    return params.repetition_penalty != 1.0 or params.presence_penalty != 0.0 or params.frequency_penalty != 0.0
+def adjust(row: torch.Tensor, sequence: Sequence) -> torch.Tensor:
+    """One row of logits [vocab] with bias and penalties, and -inf for what would break an opening; else ``row``."""
+    params = sequence.params
+    if params.logit_bias:
+        ids, values = torch.tensor(list(params.logit_bias)), torch.tensor(list(params.logit_bias.values()))
+        row = row.index_add(0, ids.to(row.device), values.to(row))
+    if params.repetition_penalty != 1.0 or params.presence_penalty != 0.0 or params.frequency_penalty != 0.0:
+        row = penalize(row, params, sequence.token_ids, sequence.num_prompt)
+    if (allowed := sequence.allowed_ids()) is not None:
+        ids = torch.tensor(allowed, device=row.device)
+        row = torch.full_like(row, -torch.inf).index_copy(0, ids, row[ids])
+    return row
 
 
 def penalize(row: torch.Tensor, params: SamplingParams, token_ids: list[int], num_prompt: int) -> torch.Tensor:

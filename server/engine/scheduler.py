@@ -24,6 +24,13 @@ class Work(NamedTuple):
     def draws(self) -> bool:
         return self.length == self.sequence.num_pending
 
+    @property
+    def scored(self) -> int:
+        """How many of the first tokens of this work predict another token of a prompt whose scores are wanted."""
+        if self.sequence.params.prompt_logprobs is None:
+            return 0
+        return max(0, min(self.length, self.sequence.num_prompt - 1 - self.sequence.num_computed))
+
 
 class Scheduler:
     """Continuous batching: every running answer gets one token per step, and prompts are read beside them in chunks.

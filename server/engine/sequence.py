@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from server.core import FinishReason, SamplingParams
+from server.engine.logprobs import Score
 from server.errors import ServerError
 from server.models.base import Context
 
@@ -27,7 +28,9 @@ class Sequence:
 
     ``token_ids`` grows by one per step; the first ``num_computed`` of them are in the cache. What is not yet computed
     is the rest of the prompt, or the one token drawn last: reading and generating are the same thing. ``events`` is
-    what the request's own thread reads: token ids, then one Finish.
+    what the request's own thread reads: token ids, then one Finish. ``scores`` by position in ``token_ids``, of those
+    whose log probabilities were asked for; a token's is there before its event. ``openings``: the answer must begin
+    with one of these lists of ids.
     """
 
     def __init__(
@@ -39,6 +42,7 @@ class Sequence:
         max_total: int,
         client: str = "",
         context: Context | None = None,
+        openings: list[list[int]] | None = None,
     ):
         self.request_id = request_id
         self.client = client
@@ -46,6 +50,8 @@ class Sequence:
         self.stop_ids = stop_ids
         self.max_total = max_total
         self.context = context
+        self.openings = openings or []
+        self.scores: dict[int, Score] = {}
         self.token_ids = list(prompt_ids)
         self.num_prompt = len(prompt_ids)
         self.num_computed = 0
@@ -67,8 +73,17 @@ class Sequence:
     def answer_ids(self) -> list[int]:
         return self.token_ids[self.num_prompt :]
 
+    def allowed_ids(self) -> list[int] | None:
+        """The ids that the next token must be one of, while an opening is to be kept; None for any."""
+        done = self.answer_ids if self.openings else []
+        fitting = [opening for opening in self.openings if opening[: len(done)] == done]
+        return sorted({opening[len(done)] for opening in fitting if len(opening) > len(done)}) or None
+
     def append(self, token_id: int) -> None:
         """Take the token drawn in this step and decide whether it was the last."""
+        if len(self.token_ids) >= self.max_total:  # nothing but the prompt's scores was wanted
+            self.finish(FinishReason.LENGTH)
+            return
         if self.first_token is None:
             self.first_token = time.monotonic()
         if token_id in self.stop_ids:

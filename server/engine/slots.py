@@ -50,7 +50,7 @@ class SlotTable:
         otherwise its shared part is copied into the free slot that was unused for longest, so that an unrelated
         question (all prompts begin alike) does not destroy somebody's long conversation.
         """
-        source, shared = self._longest_match(sequence.token_ids)
+        source, shared = self._longest_match(sequence)
         if source.sequence is None and 2 * shared >= len(source.tokens):
             target = source
         else:
@@ -68,9 +68,15 @@ class SlotTable:
         slot.tokens, slot.sequence, slot.last_used = slot.held(), None, self._clock
         sequence.slot = None
 
-    def _longest_match(self, prompt: list[int]) -> tuple[Slot, int]:
-        if not self._reuse_prefix:
+    def forget(self) -> None:
+        """Reuse nothing of what finished sequences left."""
+        for slot in self._slots:
+            slot.tokens = []
+
+    def _longest_match(self, sequence: Sequence) -> tuple[Slot, int]:
+        if not self._reuse_prefix or sequence.params.prompt_logprobs is not None:  # those need every token's logits
             return self._slots[0], 0
+        prompt = sequence.token_ids
         # the last token is always read again: its logits are needed
         lengths = [min(common_prefix(slot.held(), prompt), len(prompt) - 1) for slot in self._slots]
         best = max(range(len(lengths)), key=lambda i: (lengths[i], self._slots[i].sequence is None))

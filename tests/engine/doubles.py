@@ -90,14 +90,21 @@ class AsciiTokenizer:
     def decode(self, ids):
         return "".join(map(chr, ids))
 
+    def token_bytes(self, token_id):
+        return chr(token_id).encode()
+
 
 class PlainFamily:
     """No template: contents joined with newlines."""
 
     name = "plain"
     causal_prompt = True
+    takes_tools = False
 
-    def build_prompt(self, tokenizer, messages, answer_prefix=""):
+    def encode(self, tokenizer, text):
+        return tokenizer.encode(text)
+
+    def build_prompt(self, tokenizer, messages, answer_prefix="", tools=()):
         return tokenizer.encode("\n".join(m.content for m in messages) + "\n" + answer_prefix)
 
     def stop_ids(self, tokenizer):
@@ -107,8 +114,8 @@ class PlainFamily:
         return text
 
 
-def make_engine(network=None, *, causal_prompt=True, **settings) -> LocalEngine:
-    family = PlainFamily()
+def make_engine(network=None, *, family=None, causal_prompt=True, **settings) -> LocalEngine:
+    family = family or PlainFamily()
     family.causal_prompt = causal_prompt
     model = SimpleNamespace(
         name="hash",

@@ -5,6 +5,7 @@ import io
 import pytest
 import sentencepiece
 
+from server.core import GenerationRequest, Message, SamplingParams
 from server.engine.answer import AnswerText
 from server.engine.detokenizer import StreamingDetokenizer
 from tests.engine.doubles import PlainFamily
@@ -78,7 +79,8 @@ def test_bytes_that_are_no_text_do_not_hold_back_what_follows(tokenizer):
 
 
 def test_stop_string_that_spans_tokens(tokenizer):
-    answer = AnswerText(PlainFamily(), tokenizer, prefix="", stop=("我是 助",), context=())
+    request = GenerationRequest(messages=(Message("user", "?"),), params=SamplingParams(stop=("我是 助",)))
+    answer = AnswerText(PlainFamily(), tokenizer, request, ())
     parts = []
     for token in tokenizer.encode("hello 你好 我是 助手 world"):
         parts.append(answer.add(token))

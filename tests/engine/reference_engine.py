@@ -1,0 +1,44 @@
+"""A real engine on a reference checkpoint, which has no tokenizer: prompts and answers are ids."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+
+from server.engine.local import EngineSettings, LocalEngine
+from server.models.families import find_family
+from tests.engine.doubles import PlainFamily
+from tests.models.reference import Reference, load_reference
+
+
+class AnyIds:
+    def decode(self, ids):
+        return ""
+
+    def token_bytes(self, token_id):
+        return b"%d" % token_id
+
+
+@contextlib.contextmanager
+def reference_engine(folder: Path) -> Iterator[tuple[LocalEngine, Reference]]:
+    """Two slots and chunks of five tokens; no id ends an answer."""
+    reference = load_reference(folder)
+    family = PlainFamily()
+    family.causal_prompt = find_family(reference.config, folder, reference.family_name).causal_prompt
+    family.stop_ids = lambda tokenizer: frozenset()
+    model = SimpleNamespace(
+        name=folder.name,
+        family=family,
+        tokenizer=AnyIds(),
+        network=reference.network,
+        prefix=reference.prefix,
+        dtype=torch.float32,
+        device="cpu",
+    )
+    engine = LocalEngine(model, EngineSettings(max_length=128, slots=2, queue=20, prefill_chunk=5))
+    try:
+        yield engine, reference
+    finally:
+        engine.close()
