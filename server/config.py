@@ -23,15 +23,18 @@ from server.option_types import (
     DEVICE,
     FILE,
     FLAG,
+    FOLDER,
     HOST,
     LOG,
     NAME,
     ORIGINS,
+    TEXT,
     URL,
     Kind,
     choice,
     flag,
     integer,
+    number,
     variable,
 )
 
@@ -39,6 +42,8 @@ ROOT = Path(__file__).resolve().parent.parent
 VERSION = "0.1.0"  # pyproject.toml says the same
 COMMAND = "CHATGLM_COMMAND"  # no option: how the launchers tell what the user typed to start them
 HTTP = ("serve",)  # the commands that options of the HTTP server belong to
+CHAT = ("chat",)
+MANY = ("serve", "spool")  # the commands that answer several requests at once, and keep them in a log
 
 
 def option(
@@ -71,13 +76,14 @@ class Config:
         en="small needs 6 GB of GPU memory, medium 10, large 13, cpu none; auto goes by what is free")
     quantize: int | None = option(None, BITS, "-q",
         zh="权重的位数；0 即 16，不量化", en="bits per weight; 0 means 16, not quantized")
-    device: str = option("auto", DEVICE, zh="在哪里计算", en="where to compute")
+    device: str = option("auto", DEVICE, zh="在哪里计算；-1 即 cpu，0 即 cuda:0",
+        en="where to compute; -1 means cpu, 0 means cuda:0")
     dtype: str = option("auto", choice("auto", "float32", "bfloat16", "float16"),
         zh="计算用的数值类型", en="number format to compute in")
     max_length: int | None = option(None, integer(64, 131072, auto=True),
         zh="一次请求的提问加回答最多多少 token", en="most tokens of one request, prompt and answer")
     slots: int | None = option(None, integer(1, 256, auto=True),
-        zh="同时回答几个请求", en="requests answered at the same time")
+        zh="同时回答几个请求", en="requests answered at the same time", commands=MANY)
     queue: int = option(32, integer(0, 1000),
         zh="最多几个请求排队等候，超出时回复“服务器忙”", en="requests that may wait; more are told to come back",
         commands=HTTP)
@@ -87,20 +93,43 @@ class Config:
         zh="CPU 线程数；0 表示物理核数", en="CPU threads; 0 means one per physical core")
     chat_log: Path | None = option(ROOT / "chatlog.log", LOG,  # noqa: RUF009
         zh="把问答记到这个文件；不想记就写 --chat-log none 或 --no-chat-log",
-        en="file that keeps the chats; --chat-log none or --no-chat-log keeps nothing")
+        en="file that keeps the chats; --chat-log none or --no-chat-log keeps nothing", commands=MANY)
     max_body: int = option(8, integer(1, 1024), zh="请求正文的上限，MiB", en="largest request body in MiB",
         commands=HTTP)
     cors: tuple[str, ...] = option(("*",), ORIGINS,
         zh="哪些网站的网页可以调用本服务", en="websites whose pages may call this server", commands=HTTP)
+    glm_api_stream: str = option("cumulative", choice("cumulative", "delta"),
+        zh="/chat-stream 的每个事件：cumulative 是到目前为止的全文（早期的 GLM-API），delta 只是新的字（后来的版本）",
+        en="events of /chat-stream: all of the answer so far, as early GLM-API, or what is new, as later versions",
+        commands=HTTP)
     browser: bool = option(False, FLAG,
         zh="就绪后打开网页（.bat 启动时默认打开）", en="open the page when ready (the .bat launchers do)",
         commands=HTTP)
-    log_level: str = option("info", choice("debug", "info", "warning", "error"), zh="日志级别", en="what to log")
+    spool: Path | None = option(None, FOLDER, "--dir",  # noqa: RUF009
+        zh="处理这个文件夹里的请求文件 requests/*.request（命令 spool 默认用当前文件夹；命令 serve 默认不处理）",
+        en="folder with request files requests/*.request (spool: by default the current one; serve: none)",
+        commands=("serve", "spool"))
+    url: str = option("", URL,
+        zh="与这个地址（http://主机:端口）上正在运行的服务对话，这里不加载模型",
+        en="talk to the server that runs at http://HOST:PORT; no model is loaded here", commands=CHAT)
+    prefix: str = option("", TEXT, zh="所有回答的开头", en="what every answer starts with", commands=CHAT)
+    temperature: float = option(0.8, number(0, 2),
+        zh="回答的随机程度；0 表示总取最可能的字", en="how random answers are; 0 always takes the likeliest token",
+        commands=CHAT)
+    top_p: float = option(0.8, number(0, 1),
+        zh="只在概率合计达到这个值的候选里取", en="choose among the likeliest tokens of this probability together",
+        commands=CHAT)
+    log_level: str = option("info", choice("debug", "info", "warning", "error"),
+        zh="日志级别；chat 里默认是 warning", en="what to log; chat has warning for its default")
     language: str = option("auto", choice("auto", "zh", "en"), env="CHATGLM_LANG",
         zh="界面语言（auto 看系统）", en="language of the messages (auto asks the system)")
     config: Path | None = option(None, FILE,  # noqa: RUF009
         zh="TOML 配置文件；项目里如有 config.toml 就用它",
         en="TOML file with options; config.toml in the project if there")
+    embedding_model: str = option("text2vec-large-chinese", NAME,
+        zh="句向量模型：THUDM 里的名字或一个文件夹；第一次用到时才下载和加载",
+        en="sentence model for embeddings: a name under THUDM or a folder; downloaded and loaded on first use",
+        commands=HTTP)
     endpoint: str = option("https://huggingface.co", URL, env="HF_ENDPOINT",
         zh="从哪里下载模型，例如 https://hf-mirror.com", en="where models come from, e.g. https://hf-mirror.com")
 
@@ -146,6 +175,8 @@ def parse(
     if "config" not in given and (root / "config.toml").is_file():
         given["config"] = root / "config.toml"
     values = {"chat_log": root / "chatlog.log"}
+    if command == "chat":
+        values["log_level"] = "warning"  # its screen is for the conversation
     if path := given.get("config"):
         in_file = Source(f"文件 {path} ", f"in {path}", path.parent, str)
         values |= {name: _cast(name, raw, in_file) for name, raw in _read_file(path, in_file).items()}

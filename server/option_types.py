@@ -55,8 +55,25 @@ def integer(low: int, high: int, *, auto: bool = False) -> Kind:
     return Kind(cast, "N", zh + "，或 auto" * auto, en + " or auto" * auto)
 
 
+def number(low: float, high: float) -> Kind:
+    def cast(value: str, base: Path) -> float:
+        if not low <= float(value) <= high:
+            raise ValueError
+        return float(value)
+
+    return Kind(cast, "N", f"{low} 到 {high} 的数", f"a number from {low} to {high}")
+
+
 def _cast_bits(value: str, base: Path) -> int | None:
     return {"4": 4, "8": 8, "16": 16, "0": 16, "auto": None}[value]
+
+
+def _cast_device(value: str, base: Path) -> str:
+    # ChatGLM-web-stream-demo's launcher took GPU numbers, 0 or 0,1, and -1 for the CPU
+    value = "cpu" if value == "-1" else f"cuda:{value}" if value[:1].isdigit() else value
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+(,\d+)*)?", value):
+        raise ValueError
+    return value
 
 
 def _cast_flag(value: str, base: Path) -> bool:
@@ -77,10 +94,12 @@ def _cast_origins(value: str, base: Path) -> tuple[str, ...]:
 BITS = Kind(_cast_bits, "4|8|16|0|auto", "4、8、16、0（即 16）、auto", "4, 8, 16, 0 (meaning 16), auto")
 FLAG = Kind(_cast_flag, "", "true 或 false", "true or false", bare="true", negated="false")
 FILE = Kind(_cast_path, "FILE", "文件名，或 none", "a file name or none")
+FOLDER = Kind(_cast_path, "DIR", "文件夹，或 none", "a folder or none")
 LOG = FILE._replace(metavar="PATH", negated="none")
 ORIGINS = Kind(_cast_origins, "ORIGINS", "用逗号隔开的来源、* 或 none", "origins separated by commas, * or none")
 URL = text("URL", r"https?://\S+", "http:// 或 https:// 开头的网址", "an address that starts with http:// or https://")
-DEVICE = text("auto|cpu|cuda|cuda:N", r"auto|cpu|cuda(:\d+)?", "auto、cpu、cuda、cuda:N（N 是显卡的编号）",
-              "auto, cpu, cuda, cuda:N (N is a GPU's number)")
+DEVICE = Kind(_cast_device, "auto|cpu|cuda|cuda:N", "auto、cpu（或 -1）、cuda、cuda:N（或 N，显卡的编号）",
+              "auto, cpu (or -1), cuda, cuda:N (or N, a GPU's number)")
+TEXT = text("TEXT", r"(?s).*", "文字", "a text")
 NAME = text("NAME|DIR", r".*\S.*", "模型名或文件夹", "a model's name or a folder")
 HOST = text("ADDRESS", r"\S+", "网络地址", "a network address")

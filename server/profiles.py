@@ -112,7 +112,7 @@ def _is_tiny(shape: ModelShape, config: Config) -> bool:
 
 
 def _find_gpu(hardware: Hardware, config: Config) -> tuple[GPU | None, tuple[Note, ...]]:
-    """The GPU to use, or None with the reasons why one that is there, or was asked for, is not used."""
+    """The GPU to use, or None; with it the reasons why one that is there, or was asked for, is not used."""
     if config.device == "cpu" or config.profile == "cpu":
         return None, ()
     problem = _gpu_problem(hardware)
@@ -126,13 +126,14 @@ def _find_gpu(hardware: Hardware, config: Config) -> tuple[GPU | None, tuple[Not
     usable = [gpu for gpu in hardware.gpus if _has_kernels(gpu, hardware.torch_cuda)]
     if ":" not in config.device:
         return max(usable, key=lambda gpu: gpu.free), ()
-    wanted = int(config.device.split(":")[1])
+    wanted, *others = map(int, config.device.split(":")[1].split(","))
+    only = Note(f"只用一块显卡：cuda:{wanted}", f"only one GPU is used: cuda:{wanted}")
     for gpu in usable:
         if gpu.index == wanted:
-            return gpu, ()
+            return gpu, (only,) if others else ()
     there = ", ".join(f"cuda:{gpu.index}" for gpu in usable)
-    raise StartupError(f"没有可用的 {config.device}：这台机器有 {there}。",
-                       f"There is no usable {config.device}: this machine has {there}.", param="device")
+    raise StartupError(f"没有可用的 cuda:{wanted}：这台机器有 {there}。",
+                       f"There is no usable cuda:{wanted}: this machine has {there}.", param="device")
 
 
 def _gpu_problem(hardware: Hardware) -> Note | None:

@@ -13,14 +13,21 @@ import time
 import webbrowser
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from server.config import ROOT, Config
+from server.config import ROOT, VERSION, Config
 from server.core import Engine
-from server.download import ensure_model
+from server.download import SENTENCE, ensure_model
 from server.download.folder import locate
 from server.errors import StartupError
 from server.hardware import lan_addresses, probe
 from server.profiles import LaunchProfile, ModelShape, choose
+from server.spool.folder import SpoolFolder, open_folder
+from server.spool.loop import Spool
+
+if TYPE_CHECKING:
+    from server.api.chatlog import ChatLog
+    from server.engine.embedder import Embedder
 
 log = logging.getLogger(__name__)
 
@@ -39,12 +46,13 @@ def serve(config: Config) -> int:
     from server.api.dialect import ApiSettings
     from server.api.wsgi import create_server
 
-    say = _speaker(config)
+    say = speaker(config)
     locate(config.model, ROOT)
+    locate(config.embedding_model, ROOT, SENTENCE)
     chat_log = open_chat_log(config.chat_log) if config.chat_log else None
-    with _bind(config.host, config.port) as sock:
+    with _bind(config.host, config.port) as sock, _open_spool(config.spool) as files:
         folder, profile = prepare(config)
-        _print_choice(say, folder, profile)
+        print_choice(say, folder, profile)
         engine = build_engine(config, folder, profile)
         addresses = _addresses(sock)
         settings = ApiSettings(
@@ -53,6 +61,8 @@ def serve(config: Config) -> int:
             cors_origins=config.cors if config.cors != ("*",) else "*",
             language=config.language,
             addresses=tuple(addresses),
+            version=VERSION,
+            glm_api_stream=config.glm_api_stream,
         )
         server = create_server(create_app(engine, settings), engine, settings, sock)
         told = _watch_signals()
@@ -60,13 +70,70 @@ def serve(config: Config) -> int:
         http = threading.Thread(target=server.run, name="http", daemon=True)
         http.start()
         _print_ready(say, addresses, config)
+        spool_thread = None
+        if files:
+            run = _make_spool(say, files, engine, profile, config, chat_log).run
+            spool_thread = threading.Thread(target=_run_until_told, args=(run, told), name="spool", daemon=True)
+            spool_thread.start()
         if config.browser:
             webbrowser.open(addresses[0])
         while http.is_alive() and not told.wait(0.5):  # without a timeout Windows would not deliver Ctrl+C
             pass
         say("正在停止……", "stopping ...")
+        told.set()
+        if spool_thread:
+            spool_thread.join(timeout=1)  # before the engine, which would end its answers
         _stop(server, engine, http)
     return 0
+
+
+def spool(config: Config) -> int:
+    """``python -m server spool``: answer request files until Ctrl+C, SIGTERM or quit.flag; returns the exit code."""
+    from server.api.chatlog import open_chat_log
+
+    say = speaker(config)
+    locate(config.model, ROOT)
+    chat_log = open_chat_log(config.chat_log) if config.chat_log else None
+    with open_folder(config.spool or Path.cwd()) as files:
+        folder, profile = prepare(config)
+        print_choice(say, folder, profile)
+        engine = build_engine(config, folder, profile)
+        _make_spool(say, files, engine, profile, config, chat_log).run(_watch_signals())
+        engine.close(timeout=_SHUTDOWN_SECONDS)
+    return 0
+
+
+def _open_spool(root: Path | None) -> contextlib.AbstractContextManager[SpoolFolder | None]:
+    return open_folder(root) if root else contextlib.nullcontext()
+
+
+def _make_spool(
+    say: Callable[[str, str], None],
+    files: SpoolFolder,
+    engine: Engine,
+    profile: LaunchProfile,
+    config: Config,
+    chat_log: ChatLog | None,
+) -> Spool:
+    from server.api.question_files import read_question
+
+    say(f"处理文件夹里的请求：{files.requests}", f"answering the requests in {files.requests}")
+    return Spool(
+        files,
+        engine,
+        read_question,
+        at_once=min(profile.slots, max(1, engine.capacity - 1)),  # leaves HTTP clients a place
+        language=config.language,
+        record=chat_log.record if chat_log else None,
+    )
+
+
+def _run_until_told(run: Callable[[threading.Event], None], told: threading.Event) -> None:
+    """For a thread whose end, by a defect too, ends the program."""
+    try:
+        run(told)
+    finally:
+        told.set()
 
 
 def prepare(config: Config) -> tuple[Path, LaunchProfile]:
@@ -96,7 +163,32 @@ def build_engine(config: Config, folder: Path, profile: LaunchProfile) -> Engine
             progress=progress,
         )
     settings = EngineSettings(profile.max_length, profile.slots, config.queue, profile.prefill_chunk)
-    return LocalEngine(model, settings)
+    return LocalEngine(model, settings, build_embedder(config, threads=max(1, profile.threads // 2)))
+
+
+def build_embedder(config: Config, threads: int) -> Embedder:
+    """Looks for no model yet; that is done on first use."""
+    from server.engine.embedder import Embedder
+
+    def find() -> Path:
+        folder = ensure_model(config.embedding_model, SENTENCE, endpoint=config.endpoint, language=config.language)
+        _check_memory(folder)
+        return folder
+
+    name = locate(config.embedding_model, ROOT, SENTENCE).resolve().name
+    return Embedder(name, find, threads=threads)
+
+
+def _check_memory(folder: Path) -> None:
+    """Refuse a sentence model that is too large: the system would end the whole program, chats and all."""
+    files = [*folder.glob("*.safetensors")] or [*folder.glob("pytorch_model*.bin")]
+    needed, free = sum(file.stat().st_size for file in files), probe(ROOT).ram_available
+    if needed > free:
+        size, left = f"{needed / 2**30:.1f} GiB", f"{free / 2**30:.1f} GiB"
+        raise StartupError(
+            f"内存不够：{folder} 要 {size}，只剩 {left}。请关掉别的程序。",
+            f"Not enough memory: {folder} takes {size}, {left} is free. Close other programs.",
+        )
 
 
 @contextlib.contextmanager
@@ -114,7 +206,7 @@ def _progress_bar(config: Config):
         yield advance
 
 
-def _speaker(config: Config) -> Callable[[str, str], None]:
+def speaker(config: Config) -> Callable[[str, str], None]:
     """Prints one of two sentences, by the user's language."""
     return lambda zh, en: print(zh if config.language == "zh" else en, flush=True)
 
@@ -160,7 +252,8 @@ def _addresses(sock: socket.socket) -> list[str]:
     return [f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"]
 
 
-def _print_choice(say: Callable[[str, str], None], folder: Path, profile: LaunchProfile) -> None:
+def print_choice(say: Callable[[str, str], None], folder: Path, profile: LaunchProfile) -> None:
+    """Which model runs, and how."""
     needs, length = f"{profile.needs / 2**30:.1f} GiB", profile.max_length
     say(f"模型：{folder}", f"model: {folder}")
     zh, en = ("不量化", "not quantized") if profile.bits == 16 else (f"int{profile.bits}", f"int{profile.bits}")
@@ -174,6 +267,11 @@ def _print_choice(say: Callable[[str, str], None], folder: Path, profile: Launch
         f"同时回答的请求数：{profile.slots}，每个最多 {length} token；CPU 线程数：{profile.threads}",
         f"requests at once: {profile.slots}, of at most {length} tokens each; CPU threads: {profile.threads}",
     )
+    print_warnings(say, profile)
+
+
+def print_warnings(say: Callable[[str, str], None], profile: LaunchProfile) -> None:
+    """What the user may not expect of the profile."""
     for warning in profile.warnings:
         say(f"注意：{warning.zh}", f"note: {warning.en}")
 

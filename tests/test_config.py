@@ -36,6 +36,21 @@ def test_my_chatglm2_flags(root):
     assert (found.quantize, found.host, found.port) == (4, "0.0.0.0", 5178)
 
 
+@pytest.mark.parametrize("bits", [16, 8, 4])
+@pytest.mark.parametrize(("given", "device"), [("-1", "cpu"), ("0", "cuda:0"), ("0,1", "cuda:0,1")])
+def test_web_stream_flags(bits, given, device, root):
+    argv = ["--host", "127.0.0.1", "--port", "8800", "--quantize", str(bits), "--device", given]
+    found = parse(argv, env={}, root=root)
+    assert (found.host, found.port, found.quantize, found.device) == ("127.0.0.1", 8800, bits, device)
+
+
+@pytest.mark.parametrize("given", ["-1", "0", "'0,1'", '"0"'])
+def test_numbers_of_gpus_in_a_file(given, root):
+    (root / "config.toml").write_text(f"device = {given}\n", encoding="utf-8")
+    wanted = {"-1": "cpu", "0": "cuda:0", "'0,1'": "cuda:0,1", '"0"': "cuda:0"}[given]
+    assert parse([], env={}, root=root).device == wanted
+
+
 def test_later_sources_win(root):
     (root / "config.toml").write_text("port = 1\nslots = 1\nqueue = 1\n", encoding="utf-8")
     found = parse(["--port", "3"], env={"CHATGLM_PORT": "2", "CHATGLM_SLOTS": "2"}, root=root)
@@ -60,6 +75,11 @@ def test_argv_can_take_back_what_the_file_says(root):
         (["--cors", "http://a/, http://b"], "cors", ("http://a", "http://b")),
         (["--cors", "none"], "cors", ()),
         (["--device", "cuda:1"], "device", "cuda:1"),
+        (["--device", "-1"], "device", "cpu"),
+        (["--device=-1"], "device", "cpu"),
+        (["--device", "0"], "device", "cuda:0"),
+        (["--device", "1,0"], "device", "cuda:1,0"),
+        (["--glm-api-stream", "delta"], "glm_api_stream", "delta"),
         (["--port", "0"], "port", 0),
         (["--language", "zh"], "language", "zh"),
         (["--max-length", "auto"], "max_length", None),
@@ -74,7 +94,8 @@ def test_values(argv, name, value, root):
     [
         ["--port", "abc"], ["--port", "65536"], ["--port", "-1"], ["--port="], ["-q", "5"], ["--profile", "huge"],
         ["--device", "gpu"], ["--slots", "0"], ["--max-length", "1"], ["--model", " "], ["--endpoint", "hf-mirror.com"],
-        ["--chat-log", ""], ["--host", ""],
+        ["--chat-log", ""], ["--host", ""], ["--device", "-2"], ["--device", "0,"], ["--device", "0,x"],
+        ["--glm-api-stream", "both"],
     ],
 )  # fmt: skip
 def test_bad_value_on_argv(argv):

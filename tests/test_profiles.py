@@ -93,6 +93,14 @@ def test_the_gpu_with_most_free_memory_is_taken():
     assert choose(machine(6, more=(24, 12)), SHAPE, Config(device="cuda:2")).device == "cuda:2"
 
 
+def test_of_several_gpus_the_first_one_named_is_taken_with_a_note():
+    profile = choose(machine(24, more=(24, 12)), SHAPE, Config(device="cuda:2,0"))
+    assert profile.device == "cuda:2" and [note.en for note in profile.warnings] == ["only one GPU is used: cuda:2"]
+    assert choose(machine(24), SHAPE, Config(device="cuda:0")).warnings == ()
+    with pytest.raises(StartupError, match=r"usable cuda:3: .*cuda:0"):
+        choose(machine(24), SHAPE, Config(device="cuda:3,0"))
+
+
 def test_single_values_override():
     asked = Config(quantize=8, slots=3, max_length=8192, prefill_chunk=64, dtype="float32", threads=2)
     profile = choose(machine(24), SHAPE, asked)

@@ -162,7 +162,7 @@ def normalized(question: str) -> str:
 
 
 def hold_out(entries: list[Entry]) -> tuple[list[Entry], list[tuple[str, str]]]:
-    """Take a random wording from every third entry with at least four.
+    """Take a random wording from every third entry with at least four; words like "hi" resemble nothing and stay.
 
     Returns the entries to train on and the (question, answer) pairs held out.
     """
@@ -170,7 +170,7 @@ def hold_out(entries: list[Entry]) -> tuple[list[Entry], list[tuple[str, str]]]:
     for index, entry in enumerate(entries):
         first = entry.dialogues[0][0]
         if index % 3 == 0 and len(first.questions) >= 4 and entry.source != FALLBACK:
-            out = rng.randrange(len(first.questions))
+            out = rng.choice([i for i, question in enumerate(first.questions) if len(question) > 3])
             held.append((first.questions[out], first.answer))
             entry = Entry(entry.source, tuple(
                 (Round(turn.questions[:out] + turn.questions[out + 1:], turn.answer), *later)

@@ -10,7 +10,7 @@ from werkzeug import exceptions
 from werkzeug.datastructures import LanguageAccept
 from werkzeug.http import parse_accept_header
 
-from server.api import routing, webui
+from server.api import docs, openapi, routing, webui
 from server.api.dialect import ApiSettings, json_response
 from server.core import Engine
 from server.errors import BadRequest, MethodNotAllowed, NotFound, Overloaded, PayloadTooLarge, ServerError
@@ -30,6 +30,7 @@ def create_app(engine: Engine, settings: ApiSettings) -> Flask:
         max_age=86400,
     )
     routing.register(app, engine, settings)
+    docs.register(app, settings)
 
     @app.before_request
     def choose_language() -> None:
@@ -69,7 +70,7 @@ def _as_server_error(error: Exception, settings: ApiSettings) -> ServerError:
     if isinstance(error, ServerError):
         return error
     if isinstance(error, exceptions.NotFound):
-        paths = ", ".join(routing.by_path())
+        paths = ", ".join([*map(openapi.template, routing.by_path()), "/docs"])
         return NotFound(f"没有 {path}。可用的路径：{paths}。", f"There is no {path}. There are: {paths}.")
     if isinstance(error, exceptions.MethodNotAllowed):
         methods = ", ".join(sorted(error.valid_methods or ()))

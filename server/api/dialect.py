@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from flask import Response
@@ -24,17 +24,24 @@ class ApiSettings:
     cors_origins: str | tuple[str, ...] = "*"
     language: str = "zh"  # of sentences for clients that send no Accept-Language: "zh" or "en"
     addresses: tuple[str, ...] = ()
+    glm_api_stream: str = "cumulative"  # what an event of GLM-API's /chat-stream carries: "cumulative" or "delta"
+    version: str = ""  # of the program, for /openapi.json
 
 
 @dataclass(frozen=True)
 class Call:
-    """One HTTP request as a handler sees it; ``gone()`` tells whether its client has closed the connection."""
+    """One HTTP request as a handler sees it.
+
+    ``gone()`` tells whether its client has closed the connection, ``behind()`` whether the client has yet to take some
+    of what was sent.
+    """
 
     engine: Engine
     settings: ApiSettings
     client: str
     language: str
     gone: Callable[[], bool]
+    behind: Callable[[], bool] = lambda: False
 
 
 def always(fields: dict[str, Any]) -> bool:
@@ -44,22 +51,35 @@ def always(fields: dict[str, Any]) -> bool:
 
 @dataclass(frozen=True)
 class Route:
-    """A path of a dialect. Of the routes that share it, the first one whose ``claims(fields)`` holds answers."""
+    """A path of a dialect. Of the routes that share it, the first one whose ``claims(fields)`` holds answers.
+
+    What /openapi.json says of it beside ``fields`` and the handler's docstring: ``example``, fields to try it with;
+    ``answers``, for each content type that it sends an example, a text or a JSON object whose keys are in every such
+    answer, or a tuple of them for answers of several shapes; ``failures`` that it may raise beside BadRequest and
+    PayloadTooLarge.
+    """
 
     path: str
     methods: tuple[str, ...]
     fields: type[BaseModel]
     handle: Callable[[Call, Any], Response]
     claims: Callable[[dict[str, Any]], bool] = always
+    example: Mapping[str, Any] = field(default_factory=dict)
+    answers: Mapping[str, Any] = field(default_factory=dict)
+    failures: tuple[type[ServerError], ...] = ()
 
 
 @dataclass(frozen=True)
 class Dialect:
-    """``error_body(error, language)`` is the JSON object that this dialect's clients expect for a failure."""
+    """``error_body(error, language)`` is the JSON object that this dialect's clients expect for a failure.
+
+    ``about`` introduces it in /openapi.json: the module's docstring.
+    """
 
     name: str
     routes: tuple[Route, ...]
     error_body: Callable[[ServerError, str], dict[str, Any]]
+    about: str = ""
 
 
 def to_json(value: Any) -> bytes:

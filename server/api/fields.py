@@ -7,7 +7,16 @@ from typing import Annotated, Any, TypeVar
 from urllib.parse import parse_qsl
 
 from flask import Request
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WithJsonSchema,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError, PydanticKnownError
 
 from server.api.messages import field_error
@@ -24,7 +33,9 @@ class Fields(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _drop_nulls(cls, values: dict[str, Any]) -> dict[str, Any]:
+    def _drop_nulls(cls, values: Any) -> Any:
+        if not isinstance(values, dict):  # something else in place of a nested object
+            return values
         return {name: value for name, value in values.items() if value is not None}
 
 
@@ -58,6 +69,20 @@ def _whole(text: str) -> str:
 Text = Annotated[str, AfterValidator(_whole)]
 
 
+def _listed(value: Any) -> list[Any]:
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, list):
+        return value
+    raise PydanticCustomError("expected", "{en}", {"zh": "字符串或字符串数组", "en": "a string or an array of strings"})
+
+
+def texts(*, least: int = 0, most: int) -> Any:
+    """The type of a field that takes a text or an array of ``least`` to ``most`` of them, as a list."""
+    many = Annotated[list[Text], Field(min_length=least, max_length=most)]
+    return Annotated[many, BeforeValidator(_listed, json_schema_input_type=str | many)]
+
+
 def _from_text(value: Any) -> Any:
     """``GET /generate`` carries its history as JSON text."""
     if not isinstance(value, str):
@@ -86,9 +111,9 @@ def _pairs(rounds: list[list[str]]) -> list[list[str]]:
     return [texts[i : i + 2] for texts in rounds for i in range(0, len(texts), 2)]
 
 
-History = Annotated[
-    list[Annotated[list[Text], AfterValidator(_even)]], BeforeValidator(_from_text), AfterValidator(_pairs)
-]
+_EVEN_SCHEMA = WithJsonSchema({"type": "array", "items": {"type": "string"}, "minItems": 2})
+_Rounds = Annotated[list[Text], AfterValidator(_even), _EVEN_SCHEMA]
+History = Annotated[list[_Rounds], BeforeValidator(_from_text), AfterValidator(_pairs)]
 
 
 def conversation(history: list[list[str]], query: str) -> tuple[Message, ...]:

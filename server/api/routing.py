@@ -8,12 +8,18 @@ from typing import Any
 from flask import Flask, Response, g, request
 
 from server.api.dialect import ApiSettings, Call, Dialect, Route
-from server.api.dialects import my_chatglm2
+from server.api.dialects import glm_api, my_chatglm2, official, openai, web_stream
 from server.api.fields import read_fields, validate
 from server.core import Engine
 
 # On a shared path the first dialect that claims the fields answers; if none does, the path's first one says what lacks.
-DIALECTS: tuple[Dialect, ...] = (my_chatglm2.DIALECT,)
+DIALECTS: tuple[Dialect, ...] = (
+    my_chatglm2.DIALECT,
+    glm_api.DIALECT,
+    web_stream.DIALECT,
+    official.DIALECT,
+    openai.DIALECT,
+)
 
 Candidate = tuple[Dialect, Route]
 
@@ -43,9 +49,9 @@ def choose(candidates: list[Candidate], method: str, fields: dict[str, Any]) -> 
 
 
 def _dispatch(candidates: list[Candidate], engine: Engine, settings: ApiSettings, **path_fields: str) -> Response:
-    g.dialect = candidates[0][0]
     if request.method == "HEAD" and not any("HEAD" in route.methods for _, route in candidates):
         return Response()  # Flask allows HEAD wherever GET is: nothing is generated for it
+    g.dialect, _ = choose(candidates, request.method, {})  # who says so if the fields cannot be read
     fields = {**read_fields(request), **path_fields}
     g.dialect, route = choose(candidates, request.method, fields)
     call = Call(
@@ -54,10 +60,18 @@ def _dispatch(candidates: list[Candidate], engine: Engine, settings: ApiSettings
         client=request.remote_addr or "",
         language=g.language,
         gone=request.environ.get("waitress.client_disconnected", lambda: False),
+        behind=request.environ.get("chatglm.client_behind", lambda: False),
     )
     return route.handle(call, validate(route.fields, fields))
 
 
 def error_dialect() -> Dialect:
     """Whose shape the current request's error takes."""
-    return g.get("dialect", DIALECTS[0])
+    return g.get("dialect") or dialect_for_path(request.path)
+
+
+def dialect_for_path(path: str) -> Dialect:
+    """Whose clients would call this path, which may have no route: the first dialect with a route in that folder."""
+    folder = path.split("/")[1:2]
+    near = (dialect for dialect in DIALECTS for route in dialect.routes if route.path.split("/")[1:2] == folder)
+    return next(near, DIALECTS[0])

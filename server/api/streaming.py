@@ -27,11 +27,18 @@ class Answer:
     ``on_end(answer)`` is called once, when the answer has been read to its end or given up.
     """
 
-    def __init__(self, stream: RequestStream, gone: Callable[[], bool], on_end: Callable[[Answer], None]):
+    def __init__(
+        self,
+        stream: RequestStream,
+        gone: Callable[[], bool],
+        on_end: Callable[[Answer], None],
+        behind: Callable[[], bool] = lambda: False,
+    ):
         self.stream = stream
         self.text = ""
         self.final: RequestOutput | None = None
         self._gone = gone
+        self._behind = behind
         self._on_end: Callable[[Answer], None] | None = on_end
 
     @property
@@ -42,14 +49,16 @@ class Answer:
         """What is new, for one event each: "" at once, then whenever there is text and ``pace`` seconds have passed.
 
         After ``repeat`` seconds without news comes another "", and at the end one more piece, which may be "", with
-        ``final`` set. It is ``pace`` seconds behind the one before, so that it travels alone. Ends early, without
-        ``final``, if the client leaves.
+        ``final`` set. It is ``pace`` seconds behind the one before, so that it travels alone. While the client is
+        behind with reading, what comes joins the next piece. Ends early, without ``final``, if the client leaves.
         """
         yield ""
         # not monotonic(): on Windows that moves in steps of 16 ms
         sent, delta = time.perf_counter(), ""
         while not self.final and not self._gone():
             wait = sent + (pace if delta else repeat) - time.perf_counter()
+            if wait <= 0 and self._behind():
+                wait = PACE
             if wait > 0:
                 delta += self._read(min(wait, POLL))
             else:
@@ -75,25 +84,30 @@ class Answer:
         if on_end:
             on_end(self)
 
-    def _read(self, timeout: float) -> str:
+    def read(self, timeout: float) -> RequestOutput | None:
+        """The next output, or None if nothing is new within ``timeout`` seconds; a reader that fails is its end."""
         try:
             output = self.stream.get(timeout)
         except Exception:
             log.exception("reading the answer %s failed", self.stream.request_id)
             error = GenerationFailed("读取回答时出错，详见服务器日志。", "The answer failed; see the server's log.")
             output = RequestOutput(finish_reason=FinishReason.ERROR, error=error)
-        if output is None:
-            return ""
-        self.text += output.text
-        if output.finish_reason:
-            self.final = output
-        return output.text
+        if output is not None:
+            self.text += output.text
+            if output.finish_reason:
+                self.final = output
+        return output
+
+    def _read(self, timeout: float) -> str:
+        output = self.read(timeout)
+        return output.text if output else ""
 
 
 def ask(call: Call, request: GenerationRequest) -> Answer:
     """Submit a request; the exchange goes into the chat log once it is over."""
-    asked = next((message.content for message in reversed(request.messages) if message.role == "user"), "")
-    return Answer(call.engine.submit(request), call.gone, partial(_record, call, asked))
+    questions = [message.content for message in request.messages if message.role == "user"]
+    asked = questions[-1] if questions else request.prompt or ""
+    return Answer(call.engine.submit(request), call.gone, partial(_record, call, asked), call.behind)
 
 
 def _record(call: Call, query: str, answer: Answer) -> None:
@@ -112,13 +126,14 @@ def sse(data: Any, *, event: str = "") -> bytes:
     return (f"event: {event}\n".encode() if event else b"") + b"data: " + to_json(data) + b"\n\n"
 
 
-def stream_response(events: Iterable[bytes], answer: Answer) -> Response:
-    """An event stream, each event one write; the answer's stream is closed however the response ends."""
+def stream_response(events: Iterable[bytes], answer: Answer, *others: Answer) -> Response:
+    """An event stream, each event one write; the answers' streams are closed however the response ends."""
     response = Response(events, content_type="text/event-stream; charset=utf-8")
     response.headers["Cache-Control"] = "no-cache"
     response.headers["X-Accel-Buffering"] = "no"  # nginx would collect events
     # not in a finally of the generator: one that was never started does not run it
-    response.call_on_close(answer.end)
+    for ended in (answer, *others):
+        response.call_on_close(ended.end)
     return with_request_id(response, answer)
 
 

@@ -6,24 +6,26 @@ import logging
 import socket
 import time
 from functools import partial
+from typing import Any
 
 from flask import Flask
 from waitress import wasyncore
 from waitress.channel import HTTPChannel
 from waitress.server import TcpWSGIServer
 from waitress.server import create_server as create_waitress
-from waitress.task import ErrorTask
+from waitress.task import ErrorTask, WSGITask
 from waitress.utilities import Error
 
 from server.api.app import internal_error, language_of, too_large
 from server.api.dialect import ApiSettings, to_json
-from server.api.routing import DIALECTS
+from server.api.routing import dialect_for_path
 from server.core import Engine
 from server.errors import BadRequest, ServerError
 
 SPARE_THREADS = 4  # for /interrupt and the like while every admitted answer holds a thread
 SPARE_CONNECTIONS = 200  # idle keep-alive connections and requests that are refused
 MAX_CONNECTIONS = 500  # Windows' select() takes 512 sockets
+STALL_SECONDS = 60  # without taking anything of what there is for it, until a client is dropped
 LINGER_SECONDS = 30
 LINGER_BYTES = 1 << 30
 
@@ -60,7 +62,8 @@ class _ErrorTask(ErrorTask):
         settings = self.channel.settings
         language = language_of(self.request.headers.get("ACCEPT_LANGUAGE", ""), settings.language)
         error = self.request.error
-        body = to_json(DIALECTS[0].error_body(_as_server_error(error, settings), language))
+        dialect = dialect_for_path(getattr(self.request, "path", ""))  # none if the request line was not understood
+        body = to_json(dialect.error_body(_as_server_error(error, settings), language))
         self.status = f"{error.code} {error.reason}"
         self.response_headers = [("Content-Type", "application/json; charset=utf-8")]
         if settings.cors_origins == "*":
@@ -87,13 +90,23 @@ def _as_server_error(error: Error, settings: ApiSettings) -> ServerError:
     return internal_error()
 
 
-class _Channel(HTTPChannel):
-    """After a refusal it reads on for a while: closing with unread data resets the connection, and the answer is lost.
+class _Task(WSGITask):
+    def get_environment(self) -> dict[str, Any]:
+        environ = super().get_environment()
+        environ["chatglm.client_behind"] = self.channel.client_behind
+        return environ
 
+
+class _Channel(HTTPChannel):
+    """Drops clients that have stopped reading, which waitress keeps for ever, with the thread that answers them.
+
+    After a refusal it reads on for a while: closing with unread data resets the connection, and the answer is lost.
     waitress answers a body over its limit before the body has come, and closes.
     """
 
+    task_class = _Task
     error_task_class = _ErrorTask
+    stirred = (0.0, 0.0)  # last_activity when it was last seen to change, and the monotonic time then
     refused = False
     linger_until = 0.0
     linger_bytes = LINGER_BYTES
@@ -101,6 +114,21 @@ class _Channel(HTTPChannel):
     def __init__(self, settings: ApiSettings, *args, **kwargs):
         self.settings = settings
         super().__init__(*args, **kwargs)
+
+    def client_behind(self) -> bool:
+        """Whether there is output that the client's side of the connection has no room for yet."""
+        return self.total_outbufs_len > 0
+
+    def writable(self) -> bool:
+        # called on each turn of the loop, at least once a second
+        now = time.monotonic()
+        if not self.client_behind() or self.stirred[0] != self.last_activity:
+            self.stirred = (self.last_activity, now)
+        elif now - self.stirred[1] > STALL_SECONDS:
+            # not here, where the loop is collecting the sockets to wait for; and will_close is heeded by none that is
+            # not ready to be written to
+            self.server.trigger.pull_trigger(self.handle_close)
+        return super().writable()
 
     def received(self, data: bytes) -> bool:
         if not self.linger_until:

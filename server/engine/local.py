@@ -58,7 +58,7 @@ class LocalEngine:
         self._runner = ModelRunner(model.network, cache, model.device)
         self._slots = SlotTable(cache, reuse_prefix=model.family.causal_prompt)
         self._scheduler = Scheduler(self._slots, chunk=settings.prefill_chunk, causal_prompt=model.family.causal_prompt)
-        self._live: dict[str, Sequence] = {}  # admitted and not yet finished, guarded by the condition
+        self._live: dict[str, Sequence] = {}  # admitted and not yet retired, guarded by the condition
         self._arrived: list[Sequence] = []
         self._wake = threading.Condition()
         self._forget = False
@@ -115,7 +115,8 @@ class LocalEngine:
     def _check_room(self) -> None:
         if self._closing:
             raise Overloaded("服务器正在关闭。", "The server is shutting down.")
-        if len(self._live) >= self.capacity:
+        # one that has ended has room for the next, whose client may ask before the engine comes round to retiring it
+        if sum(sequence.finished is None for sequence in list(self._live.values())) >= self.capacity:
             raise Overloaded(
                 f"服务器正忙：已有 {self.capacity} 个请求在处理或排队，请稍后再试。",
                 f"The server is busy: {self.capacity} requests are running or waiting; try again shortly.",

@@ -129,7 +129,7 @@ class Family(Protocol):
         """Token ids up to and with the answer prefix; raises BadRequest for roles that the family does not have."""
 
     def call_openings(self, tokenizer: Tokenizer, names: Sequence[str]) -> list[list[int]]:
-        """Ids, one list for each tool, that an answer begins with when it calls it."""
+        """Ids, one list for each tool, that an answer begins with when it calls it; not behind an answer prefix."""
 
     def stop_ids(self, tokenizer: Tokenizer) -> frozenset[int]:
         """Ids that end an answer and are not part of it."""
@@ -142,5 +142,9 @@ class Family(Protocol):
         then part of the answer.
         """
 
-    def display_calls(self, text: str, names: Sequence[str], *, final: bool) -> Shown:
-        """``display`` for an answer to which the tools ``names`` were offered: calls of them are taken out."""
+    def display_calls(self, text: str, names: Sequence[str], *, final: bool, continued: bool = False) -> Shown:
+        """``display`` for an answer to which the tools ``names`` were offered: calls of them are taken out.
+
+        A call is there once it is complete, and nothing of it is text before; one that turns out to be damaged, or was
+        cut short, is text at its end.
+        """

@@ -28,6 +28,12 @@ def rounds_of(messages: Sequence[Message], family: str) -> list[Round]:
     system = ""
     speaker = ""
     for message in messages:
+        if message.tool_calls:
+            raise BadRequest(
+                f"模型 {family} 不会调用工具，messages 里不能有 tool_calls；请换用 ChatGLM3。",
+                f"The model family {family} cannot call tools, so messages must not have tool_calls; use ChatGLM3.",
+                param="messages",
+            )
         if message.role == "system":
             system += message.content
             continue
@@ -52,14 +58,22 @@ def no_such_role(role: str, family: str) -> BadRequest:
     )
 
 
-def shown_part(text: str, markers: Sequence[str], *, final: bool, continued: bool) -> str:
+def shown_part(text: str, *, final: bool, continued: bool) -> str:
     """The text without surrounding whitespace, the year filled in (process_response of the official models).
 
-    Before the end it is also without what may be the beginning of a marker. ``continued``: leading whitespace stays.
+    Before the end it is also without what may be the beginning of a year. ``continued``: leading whitespace stays.
     """
-    if not final:
-        text = text[: len(text) - max(_overlap(text, marker) for marker in markers)]
-    return (text.rstrip() if continued else text.strip()).replace(YEAR, "2023年")
+    text = text if final else without_beginning(text, YEAR)
+    return with_year(text.rstrip() if continued else text.strip())
+
+
+def with_year(text: str) -> str:
+    return text.replace(YEAR, "2023年")
+
+
+def without_beginning(text: str, *markers: str) -> str:
+    """The text without what may be the beginning of one of the markers at its end."""
+    return text[: len(text) - max(_overlap(text, marker) for marker in markers)]
 
 
 def _overlap(text: str, marker: str) -> int:

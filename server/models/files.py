@@ -72,8 +72,3 @@ def load_sentencepiece(path: Path) -> SentencePieceProcessor:
         return SentencePieceProcessor(model_proto=content)
     except (RuntimeError, ValueError) as error:
         raise damaged(path, "不是有效的分词模型", "is not a valid sentencepiece model") from error
-
-
-def without_surrogates(text: str) -> str:
-    """JSON can carry half of a surrogate pair, which is no character and cannot be encoded."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

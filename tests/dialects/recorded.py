@@ -6,7 +6,31 @@ Content-Type, a blank line, the body.
 
 from pathlib import Path
 
+from server.api.app import create_app
+from server.api.dialect import ApiSettings
+from server.errors import ContextOverflow, GenerationFailed, Overloaded, Unavailable
+from tests.fake_engine import FakeEngine
+
 DATA = Path(__file__).parent / "data"
+
+ANSWER = ("你", "好\n", '😀"')
+FAILURE = GenerationFailed("显存不足。", "Out of memory.")
+REFUSALS = {
+    "too_long": ContextOverflow("问题有 9000 个词元，最多 1638 个。", "The query has 9000 tokens; 1638 are allowed."),
+    "overloaded": Overloaded("服务器已满。", "The server is full.", retry_after=7),
+    "unavailable": Unavailable("没有向量模型。", "There is no sentence model."),
+}
+
+
+def engine_for(name: str) -> FakeEngine:
+    """An engine that gives ANSWER, breaks an answer off or refuses every request, as a recording's name says."""
+    engine = FakeEngine("半", FAILURE) if "failure" in name else FakeEngine(*ANSWER)
+    engine.refuse = next((error for word, error in REFUSALS.items() if word in name), None)
+    return engine
+
+
+def client_of(engine: FakeEngine, **settings):
+    return create_app(engine, ApiSettings(**settings)).test_client()
 
 
 def requests(dialect: str) -> list[Path]:

@@ -4,6 +4,8 @@ import pytest
 
 from server.api.app import create_app, language_of
 from server.api.dialect import ApiSettings
+from server.api.dialects import glm_api, my_chatglm2, official, web_stream
+from server.api.openapi import template
 from server.api.routing import by_path
 from tests.fake_engine import FakeEngine
 
@@ -83,36 +85,92 @@ BODIES = [
 ]
 
 
+# what stands beside the message in the dialect's own errors; "time" is any
+MY_CHATGLM2 = {"success": False}
+GLM_API = {"object": "error"}
+WEB_STREAM = {"query": "", "response": "", "history": [], "success": False}
+OFFICIAL = {"response": "", "history": [], "status": 400, "time": "any"}
+
+# path, whose it is, a request for it, and the fields of it that FIELDS tries
+ASKING = [
+    ("/generate", MY_CHATGLM2, {"query": '"q"'}, my_chatglm2.GenerateFields),
+    ("/stream", MY_CHATGLM2, {"query": '"q"', "top_p": "1"}, my_chatglm2.StreamFields),
+    ("/chat", GLM_API, {"prompt": '"q"'}, glm_api.ChatFields),
+    ("/chat-stream", GLM_API, {"prompt": '"q"'}, glm_api.ChatFields),
+    ("/chat", WEB_STREAM, {"query": '"q"'}, web_stream.ChatFields),
+    ("/stream", WEB_STREAM, {"query": '"q"', "history": "[]"}, web_stream.ChatFields),
+    ("/", OFFICIAL, {"prompt": '"q"'}, official.ChatFields),
+]
+# whose sentence it is if a path's body cannot be read
+SHAPES = {
+    **dict.fromkeys(["/generate", "/stream", "/interrupt", "/tokenize"], MY_CHATGLM2),
+    **dict.fromkeys(["/chat", "/chat-stream", "/embedding"], GLM_API),
+    "/clear": WEB_STREAM,
+    "/": OFFICIAL,
+}
+
+
 def client(**settings):
     return create_app(FakeEngine("a"), ApiSettings(**settings)).test_client()
 
 
-def answer(data, language="en", path="/generate"):
-    response = client().post(path, data=data, headers={"Accept-Language": language})
-    assert response.json["success"] is False and response.status_code == 400
-    assert list(response.json) == ["message", "success"]
-    return response.json["message"]
+def answer(data, language="en", path="/generate", shape=MY_CHATGLM2, method="POST"):
+    response = client().open(path, method=method, data=data, headers={"Accept-Language": language})
+    assert response.status_code == 400
+    body = dict(response.json)
+    sentence = body.pop("message")
+    assert body == {**shape, **{name: body[name] for name in shape if shape[name] == "any"}}
+    return sentence
 
 
-@pytest.mark.parametrize("path", ["/generate", "/stream"])
-@pytest.mark.parametrize(("field", "value", "zh", "en"), FIELDS)
-def test_fields(path, field, value, zh, en):
-    fields = {"query": '"q"', field: value}
-    body = "{" + ", ".join(f'"{name}": {text}' for name, text in fields.items()) + "}"
-    for language, sentence in (("zh-CN", zh), ("en", en)):
-        if sentence:
-            assert answer(body, language, path) == sentence
+def wrong_fields():
+    for path, shape, good, model in ASKING:
+        for field, value, zh, en in FIELDS:
+            name = "prompt" if field == "query" and "prompt" in good else field
+            if name in model.model_fields:
+                body = "{" + ", ".join(f'"{key}": {text}' for key, text in {**good, name: value}.items()) + "}"
+                for language, sentence in (("zh-CN", zh), ("en", en)):
+                    if sentence:
+                        yield path, shape, body, language, sentence.replace(field, name)
+
+
+@pytest.mark.parametrize(("path", "shape", "body", "language", "sentence"), list(wrong_fields()))
+def test_fields(path, shape, body, language, sentence):
+    assert answer(body, language, path, shape) == sentence
 
 
 @pytest.mark.parametrize(("body", "sentence"), BODIES, ids=[sentence for _, sentence in BODIES])
-@pytest.mark.parametrize("path", ["/generate", "/stream", "/interrupt", "/tokenize"])
+@pytest.mark.parametrize("path", SHAPES)
 def test_bodies(path, body, sentence):
-    assert answer(body, path=path) == sentence
+    assert answer(body, path=path, shape=SHAPES[path]) == sentence
 
 
-def test_missing_query():
-    assert answer("", path="/stream") == "The field query is missing."
-    assert answer('{"query": null}', "zh", path="/stream") == "缺少字段 query。"
+@pytest.mark.parametrize(("body", "sentence"), BODIES, ids=[sentence for _, sentence in BODIES])
+@pytest.mark.parametrize("path", ["/chat", "/clear", "/score"])
+def test_bodies_of_get(path, body, sentence):
+    assert answer(body, path=path, shape=WEB_STREAM, method="GET") == sentence
+
+
+@pytest.mark.parametrize(
+    ("path", "shape", "field"),
+    [
+        ("/stream", MY_CHATGLM2, "query"),
+        ("/tokenize", MY_CHATGLM2, "text"),
+        ("/chat", GLM_API, "prompt"),
+        ("/chat-stream", GLM_API, "prompt"),
+        ("/embedding", GLM_API, "prompt"),
+        ("/", OFFICIAL, "prompt"),
+    ],
+)
+def test_missing_fields(path, shape, field):
+    assert answer("", path=path, shape=shape) == f"The field {field} is missing."
+    assert answer(f'{{"{field}": null}}', "zh", path, shape) == f"缺少字段 {field}。"
+
+
+def test_missing_fields_of_get():
+    for path, field in (("/chat", "query"), ("/score", "score")):
+        assert answer("", "en", path, WEB_STREAM, "GET") == f"The field {field} is missing."
+    assert answer('{"history": [], "query": null}', "zh", "/stream", WEB_STREAM) == "缺少字段 query。"
 
 
 def test_bad_query_parameters():
@@ -146,7 +204,8 @@ def test_language_of_the_server_for_clients_that_name_none():
 def test_unknown_path():
     response = client().get("/v2/x", headers={"Accept-Language": "en"})
     assert response.status_code == 404
-    assert response.json["message"] == f"There is no /v2/x. There are: {', '.join(by_path())}."
+    paths = ", ".join([*map(template, by_path()), "/docs"])
+    assert response.json["message"] == f"There is no /v2/x. There are: {paths}."
 
 
 def test_wrong_method():
@@ -159,6 +218,7 @@ def test_head_generates_nothing():
     engine = FakeEngine("a")
     app = create_app(engine, ApiSettings()).test_client()
     assert app.head("/generate?query=a").status_code == 200
+    assert app.head("/chat?query=a").status_code == 200
     assert app.head("/").status_code == 200
     assert not engine.requests
 
@@ -173,6 +233,11 @@ def test_cors_on_answers_errors_and_preflights():
         assert "POST" in response.headers["Access-Control-Allow-Methods"]
     for path in ("/", "/generate?query=a", "/generate?top_p=9", "/nowhere"):
         assert client().get(path, headers=origin).headers["Access-Control-Allow-Origin"] in ("*", origin["Origin"])
+    for path in SHAPES:
+        for body in ('{"query": "q", "prompt": "q", "text": "q"}', "["):
+            response = client().post(path, data=body, headers=origin)
+            assert response.status_code == (400 if body == "[" else 200)
+            assert response.headers["Access-Control-Allow-Origin"] in ("*", origin["Origin"])
     other = client(cors_origins=("http://a",)).get("/", headers=origin)
     assert "Access-Control-Allow-Origin" not in other.headers
 

@@ -4,43 +4,16 @@ import json
 
 import pytest
 
-from server.api.app import create_app
 from server.api.chatlog import open_chat_log
-from server.api.dialect import ApiSettings
-from server.api.dialects.my_chatglm2 import DIALECT
-from server.api.routing import choose
-from server.api.streaming import Answer
 from server.core import Message, Overflow
-from server.errors import ContextOverflow, GenerationFailed, Overloaded, StartupError
+from server.errors import StartupError
 from tests.dialects import recorded
+from tests.dialects.recorded import FAILURE, REFUSALS, client_of, engine_for
 from tests.fake_engine import FakeEngine
-
-ANSWER = ("你", "好\n", '😀"')
-FAILURE = GenerationFailed("显存不足。", "Out of memory.")
-TOO_LONG = ContextOverflow("问题有 9000 个词元，最多 1638 个。", "The query has 9000 tokens; 1638 are allowed.")
-FULL = Overloaded("服务器已满。", "The server is full.", retry_after=7)
-
-
-@pytest.fixture
-def unpaced(monkeypatch):
-    """Every piece of text is an event of its own, however slow the machine."""
-    monkeypatch.setitem(Answer.deltas.__kwdefaults__, "pace", 0)
-
-
-def client_of(engine, **settings):
-    return create_app(engine, ApiSettings(**settings)).test_client()
 
 
 def post(engine, path="/generate", **fields):
     return client_of(engine).post(path, json=fields)
-
-
-def engine_for(name):
-    if "failure" in name:
-        return FakeEngine("半", FAILURE)
-    engine = FakeEngine(*ANSWER)
-    engine.refuse = {"query_too_long": TOO_LONG, "overloaded": FULL}.get(name)
-    return engine
 
 
 @pytest.mark.parametrize("path", recorded.requests("my_chatglm2"), ids=lambda path: path.stem)
@@ -104,24 +77,8 @@ def test_interrupt_means_the_callers_own_answers_unless_an_id_is_named():
 
 def test_retry_after():
     engine = FakeEngine()
-    engine.refuse = FULL
+    engine.refuse = REFUSALS["overloaded"]
     assert post(engine, query="q").headers["Retry-After"] == "7"
-
-
-def test_claims_on_shared_paths():
-    claims = {route.path: route.claims for route in DIALECT.routes}
-    assert not claims["/stream"]({"query": "q", "history": []})
-    assert claims["/stream"]({"query": "q", "history": [], "top_p": 1})
-    assert claims["/tokenize"]({"text": ""}) and not claims["/tokenize"]({"prompt": ""})
-
-
-def test_the_first_claim_wins_and_the_first_route_answers_what_nobody_claims():
-    routes = [(DIALECT, route) for route in DIALECT.routes if route.path in ("/stream", "/tokenize")]
-    stream, tokenize = routes
-    assert choose(routes, "POST", {"query": "", "history": []}) == stream
-    assert choose(routes, "POST", {"query": "", "history": [], "text": ""}) == stream
-    assert choose([tokenize, stream], "POST", {"prompt": ""}) == stream
-    assert choose([tokenize], "POST", {"prompt": ""}) == tokenize
 
 
 def test_chat_log(tmp_path):

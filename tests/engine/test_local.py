@@ -223,8 +223,17 @@ def test_full_queue_is_refused_before_anything_runs(engine_with):
     assert caught.value.retry_after > 0
     for stream in streams:
         stream.close()
-    wait_until(lambda: not engine._live)
     assert collect(engine.submit(ids_request([3])))[0] == expected([3], 12)
+
+
+def test_an_answer_that_has_ended_takes_no_room_while_its_last_step_still_runs(engine_with):
+    gate = threading.Event()
+    network = HashNetwork({9: gate})
+    engine = engine_with(network, slots=1, queue=0)
+    engine.submit(ids_request([9])).close()
+    stream = engine.submit(ids_request([3]))
+    gate.set()
+    assert collect(stream)[0] == expected([3], 12)
 
 
 @pytest.mark.parametrize("effect", [RuntimeError("boom"), torch.full((VOCAB,), float("nan")), MemoryError()])

@@ -16,6 +16,7 @@ from server.models.families import find_family
 from server.models.files import read_json
 from server.models.loader import load_network
 from tests.models.reference import DATA
+from tests.models.token_bytes import TEXTS, check_joined_bytes, check_token_bytes
 from tests.oracle import oracle_file
 
 FAMILY = ChatGLM()
@@ -73,6 +74,27 @@ def test_decodes_every_prefix_as_official(tokenizer):
     for case in stored("tokenizer", "chatglm1_stream.json")["chatglm1"]:
         ids = case["ids"]
         assert [tokenizer.decode(ids[: n + 1]) for n in range(len(ids))] == case["decode_prefixes"]
+
+
+def test_bytes_of_every_id(tokenizer):
+    check_token_bytes(tokenizer)
+    named = [4, 5, 0, 3, 2, 130001, 130005, 130008, 130009, 130087, 130088, 130343, 130344]
+    spaces = [b" " * 2, b" " * 80]
+    assert [tokenizer.token_bytes(i) for i in named] == [
+        b"\n", b" ", " ⁇ ".encode(), b"", b"", b"", b"", b"\t", *spaces, b"\x00", b"\xff", b"",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_bytes_of_ids_are_the_text(tokenizer, text):
+    check_joined_bytes(tokenizer, text)
+
+
+def test_special_tokens_stand_where_the_official_tokenizer_puts_them(tokenizer):
+    text = "如果给你一个机会，你会想逃离你所在的虚拟世界吗？"
+    ids = [64245, 100562, 64804, 6, 66864, 64003, 76597, 63852, 73961, 69959, 64097, 63964, 31]
+    assert FAMILY.encode(tokenizer, text) == [*ids, 130001, 130004]
+    assert " ".join(tokenizer.pieces(text)) == "▁如果 给你一个 机会 , 你会 想 逃离 你 所在的 虚拟 世界 吗 ?"
 
 
 def test_half_a_surrogate_pair(tokenizer):

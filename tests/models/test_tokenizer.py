@@ -7,7 +7,8 @@ import pytest
 from server.errors import ModelError
 from server.models.chatglm2.prompt import ChatGLM2, ChatGLM3
 from tests.models.reference import DATA
-from tests.oracle import oracle_file
+from tests.models.token_bytes import TEXTS, check_joined_bytes, check_token_bytes
+from tests.oracle import ROOT, oracle_file
 
 FAMILIES = [ChatGLM2(), ChatGLM3()]
 by_family = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
@@ -56,6 +57,41 @@ def test_decodes_every_prefix_as_official(tokenizers, family):
         ids = case["ids"]
         decoded = [tokenizers[family.name].decode(ids[: n + 1]) for n in range(len(ids))]
         assert decoded == case["decode_prefixes"]
+
+
+@by_family
+def test_bytes_of_every_id(tokenizers, family):
+    check_token_bytes(tokenizers[family.name])
+
+
+@by_family
+@pytest.mark.parametrize("text", TEXTS)
+def test_bytes_of_ids_are_the_text(tokenizers, family, text):
+    data = check_joined_bytes(tokenizers[family.name], text)
+    assert data == (b" " + text.encode() if text else b"")
+
+
+def test_bytes_of_the_demo_models_tokenizer():
+    tokenizer = ChatGLM2().load_tokenizer(ROOT / "THUDM" / "demo")
+    check_token_bytes(tokenizer)
+    for text in TEXTS:
+        check_joined_bytes(tokenizer, text)
+
+
+def test_bytes_of_parts_of_characters_and_special_tokens(tokenizers):
+    assert [tokenizers["chatglm3"].token_bytes(i) for i in (3, 258, 13, 30910, 2, 0, 64790, 64795, 64798)] == [
+        b"\x00", b"\xff", b"\n", b" ", b"", b"", b"[gMASK]", b"<|user|>", b"",
+    ]  # fmt: skip
+    assert tokenizers["chatglm2"].token_bytes(64790) == b""
+
+
+@by_family
+def test_special_tokens_stand_where_the_official_tokenizer_puts_them(tokenizers, family):
+    tokenizer = tokenizers[family.name]
+    assert family.encode(tokenizer, "你好") == [64790, 64792, 36474, 54591]
+    assert family.encode(tokenizer, "") == [64790, 64792]
+    for case in stored("chatglm2_3_encode.json")["cases"]:
+        assert family.encode(tokenizer, case["text"]) == case["ids_with_prefix"]
 
 
 @by_family

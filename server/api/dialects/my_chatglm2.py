@@ -17,8 +17,9 @@ from server.api.dialect import Call, Dialect, Route, json_response
 from server.api.fields import Fields, History, NoFields, Number, Text, WholeNumber, conversation
 from server.api.streaming import ask, sse, stream_response, with_request_id
 from server.core import GenerationRequest, Overflow, SamplingParams
-from server.errors import ServerError
+from server.errors import GenerationFailed, Overloaded, ServerError
 
+STARTED = {"message": "Server started", "success": True}
 OK = {"message": "OK", "success": True}
 
 
@@ -52,15 +53,19 @@ class TokenizeFields(Fields):
 
 
 def root(call: Call, fields: NoFields) -> Response:
+    """That the server is running: as a page for browsers, as JSON for others."""
     if webui.is_wanted():
         return webui.page(call)
-    response = json_response({"message": "Server started", "success": True})
+    response = json_response(STARTED)
     response.headers["Vary"] = "Accept"
     return response
 
 
 def generate(call: Call, fields: GenerateFields) -> Response:
-    """v1.1: the whole answer as plain text, or events ``{"response": "<so far>"}``."""
+    """v1.1: the whole answer as plain text, or as server-sent events while it is made.
+
+    Each event is ``{"response": "<so far>"}``.
+    """
     if fields.stream:
         return _stream(call, fields, lambda text, failure: {"response": text, **failure})
     answer = ask(call, _request(call, fields))
@@ -71,7 +76,10 @@ def generate(call: Call, fields: GenerateFields) -> Response:
 
 
 def stream(call: Call, fields: StreamFields) -> Response:
-    """v1.0: events ``["<so far>", [[q1, a1], ..., ["<query>", "<so far>"]]]``; a failure is a third element."""
+    """v1.0: the answer while it is made, as server-sent events with the whole history.
+
+    Each event is ``["<so far>", [[q1, a1], ..., ["<query>", "<so far>"]]]``; a failure is a third element.
+    """
 
     def event(text: str, failure: dict[str, Any]) -> list[Any]:
         return [text, [*fields.history, [fields.query, text]], *([failure] if failure else [])]
@@ -110,7 +118,7 @@ def _request(call: Call, fields: GenerateFields) -> GenerationRequest:
 
 
 def interrupt(call: Call, fields: InterruptFields) -> Response:
-    """Stops one answer by its id, or what came from the caller's address; other people's answers go on."""
+    """Stop one answer by its id, or what came from the caller's address; other people's answers go on."""
     if fields.id is None:
         call.engine.abort(client=call.client)
     else:
@@ -119,6 +127,7 @@ def interrupt(call: Call, fields: InterruptFields) -> Response:
 
 
 def tokenize(call: Call, fields: TokenizeFields) -> Response:
+    """How many tokens a text has, and which."""
     tokens = call.engine.tokenize(fields.text)
     return json_response({"tokens": tokens.pieces if fields.return_tokens else [], "len": len(tokens.ids)})
 
@@ -127,15 +136,58 @@ def error_body(error: ServerError, language: str) -> dict[str, Any]:
     return {"message": error.text(language), "success": False}
 
 
+def has_text(fields: dict[str, Any]) -> bool:
+    """has `text`"""
+    return "text" in fields
+
+
+def is_not_web_stream(fields: dict[str, Any]) -> bool:
+    """does not have exactly `query` and `history`"""
+    return set(fields) != {"query", "history"}
+
+
+_EVENTS = ({"response": "你好"}, {"response": "你好！"})
+
 DIALECT = Dialect(
     name="my-chatglm2",
     routes=(
-        Route("/", ("GET", "HEAD"), NoFields, root),
-        # exactly these two keys are web-stream's
-        Route("/stream", ("POST",), StreamFields, stream, lambda fields: set(fields) != {"query", "history"}),
-        Route("/generate", ("GET", "POST"), GenerateFields, generate),
-        Route("/interrupt", ("POST",), InterruptFields, interrupt),
-        Route("/tokenize", ("POST",), TokenizeFields, tokenize, lambda fields: "text" in fields),
+        Route(
+            "/",
+            ("GET", "HEAD"),
+            NoFields,
+            root,
+            answers={"application/json": STARTED, "text/html": "<!doctype html>…"},
+        ),
+        Route(
+            "/stream",
+            ("POST",),
+            StreamFields,
+            stream,
+            is_not_web_stream,
+            example={"query": "你好", "history": [["1+1=?", "2"]], "temperature": 0.95},
+            answers={"text/event-stream": sse(["你好", [["1+1=?", "2"], ["你好", "你好"]]]).decode()},
+            failures=(Overloaded,),
+        ),
+        Route(
+            "/generate",
+            ("GET", "POST"),
+            GenerateFields,
+            generate,
+            example={"query": "你好"},
+            answers={"text/plain": "你好！", "text/event-stream": "".join(sse(event).decode() for event in _EVENTS)},
+            failures=(Overloaded, GenerationFailed),
+        ),
+        Route("/interrupt", ("POST",), InterruptFields, interrupt, answers={"application/json": OK}),
+        Route(
+            "/tokenize",
+            ("POST",),
+            TokenizeFields,
+            tokenize,
+            has_text,
+            example={"text": "你好", "return_tokens": True},
+            answers={"application/json": {"tokens": ["▁你", "好"], "len": 2}},
+        ),
     ),
     error_body=error_body,
+    about=__doc__,
 )

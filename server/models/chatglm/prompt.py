@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from server.core import Message
+from server.core import Message, Tool
 from server.kernels.ops import Ops
-from server.models.chat import YEAR, rounds_of, shown_part
+from server.models.chat import rounds_of, shown_part
 from server.models.chatglm.model import ChatGLMNetwork, NetworkConfig
 from server.models.chatglm.tokenizer import ChatGLMTokenizer
 
@@ -22,6 +22,7 @@ class ChatGLM:
 
     name = "chatglm"
     causal_prompt = False
+    takes_tools = False
 
     def matches(self, config: Mapping[str, Any], folder: Path) -> bool:
         return "inner_hidden_size" in config and "position_encoding_2d" in config
@@ -32,8 +33,15 @@ class ChatGLM:
     def build_network(self, config: Mapping[str, Any], ops: Ops) -> ChatGLMNetwork:
         return ChatGLMNetwork(NetworkConfig.read(config), ops)
 
+    def encode(self, tokenizer: ChatGLMTokenizer, text: str) -> list[int]:
+        return [*tokenizer.encode(text), tokenizer.gmask_id, tokenizer.bos_id]
+
     def build_prompt(
-        self, tokenizer: ChatGLMTokenizer, messages: Sequence[Message], answer_prefix: str = ""
+        self,
+        tokenizer: ChatGLMTokenizer,
+        messages: Sequence[Message],
+        answer_prefix: str = "",
+        tools: Sequence[Tool] = (),
     ) -> list[int]:
         """The rounds as text, [gMASK], <sop> (modeling_chatglm.py, chat); the answer prefix stands behind <sop>.
 
@@ -44,8 +52,7 @@ class ChatGLM:
         rounds[-1].answer = ""
         text = "\n".join(f"[Round {i}]\n问：{turn.question}\n答：{turn.answer}" for i, turn in enumerate(rounds))
         text = text if len(rounds) > 1 else rounds[0].question
-        ids = [*tokenizer.encode(text), tokenizer.gmask_id, tokenizer.bos_id]
-        return ids + tokenizer.encode(begun)
+        return self.encode(tokenizer, text) + tokenizer.encode(begun)
 
     def stop_ids(self, tokenizer: ChatGLMTokenizer) -> frozenset[int]:
         return frozenset({tokenizer.eos_id})
@@ -54,7 +61,7 @@ class ChatGLM:
         """Punctuation beside a Chinese character becomes full-width, so one at the end waits for what follows it."""
         if not final and text.endswith(tuple(_FULL_WIDTH)):
             text = text[:-1]
-        shown = shown_part(text, (YEAR,), final=final, continued=continued)
+        shown = shown_part(text, final=final, continued=continued)
         for mark, full_width in _FULL_WIDTH.items():
             shown = re.sub(rf"([{_CHINESE}])\{mark}", rf"\1{full_width}", shown)
             shown = re.sub(rf"\{mark}([{_CHINESE}])", rf"{full_width}\1", shown)

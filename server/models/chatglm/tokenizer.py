@@ -8,7 +8,8 @@ from pathlib import Path
 
 from sentencepiece import SentencePieceProcessor
 
-from server.models.files import load_sentencepiece, without_surrogates
+from server.models.files import load_sentencepiece
+from server.models.pieces import piece_bytes, without_surrogates
 
 _LONGEST_BLANK = 80
 _SPACES = re.compile(f" {{2,{_LONGEST_BLANK}}}")
@@ -41,12 +42,23 @@ class ChatGLMTokenizer:
     def pieces(self, text: str) -> list[str]:
         return self._sp.encode(_named_whitespace(text), out_type=str)
 
+    def token_bytes(self, token_id: int) -> bytes:
+        if not 0 <= token_id < self.vocab_size or token_id == self._pad:
+            return b""
+        if token_id == self._sp.unk_id():
+            return self._sp.decode([token_id]).encode()
+        data = piece_bytes(self._sp, token_id)
+        return _real_whitespace(data.decode()).encode() if data.startswith(b"<") else data
+
     def decode(self, ids: Sequence[int]) -> str:
-        known = [i for i in ids if 0 <= i < self.vocab_size and i != self._pad]
-        text = self._sp.decode(known).replace("<n>", "\n").replace("<|tab|>", "\t")
-        return _BLANK.sub(lambda match: " " * int(match[1]), text)
+        return _real_whitespace(self._sp.decode([i for i in ids if 0 <= i < self.vocab_size and i != self._pad]))
 
 
 def _named_whitespace(text: str) -> str:
     text = without_surrogates(text).replace("\n", "<n>").replace("\t", "<|tab|>")
     return _SPACES.sub(lambda match: f"<|blank_{len(match[0])}|>", text)
+
+
+def _real_whitespace(text: str) -> str:
+    text = text.replace("<n>", "\n").replace("<|tab|>", "\t")
+    return _BLANK.sub(lambda match: " " * int(match[1]), text)

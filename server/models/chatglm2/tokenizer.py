@@ -7,7 +7,8 @@ from pathlib import Path
 
 from sentencepiece import SentencePieceProcessor
 
-from server.models.files import load_sentencepiece, without_surrogates
+from server.models.files import load_sentencepiece
+from server.models.pieces import piece_bytes, without_surrogates
 
 SPECIAL_TOKENS = ("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop")
 ROLE_TOKENS = ("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>")
@@ -40,6 +41,11 @@ class ChatGLM2Tokenizer:
 
     def pieces(self, text: str) -> list[str]:
         return self._sp.encode(without_surrogates(text), out_type=str)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        if 0 <= token_id < self._num_pieces:
+            return b"" if token_id in self._silent else piece_bytes(self._sp, token_id)
+        return self._literal.get(token_id, "").encode()
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._sp.decode_pieces([piece for piece in map(self._piece, ids) if piece])
