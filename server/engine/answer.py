@@ -27,7 +27,7 @@ class AnswerText:
         context = prompt_ids if self._continues or self._prefix else ()
         self._detokenizer = StreamingDetokenizer(tokenizer, context)
         self._stop = request.params.stop
-        self._tools = () if self._prefix else tuple(tool.name for tool in request.tools)
+        self._tools = tuple(tool.name for tool in request.tools)
         self._raw = ""
         self._given = 0  # characters of the answer given out so far
         self.calls: tuple[ToolCall, ...] = ()
@@ -71,10 +71,11 @@ class AnswerText:
     def _shown(self, raw: str, final: bool) -> str:
         if self._continues:
             return raw
-        if self._tools:
-            text, self.calls = self._family.display_calls(raw, self._tools, final=final)
-            return text
-        return self._family.display(raw, final=final, continued=bool(self._prefix))
+        continued = bool(self._prefix)
+        if not self._tools:
+            return self._family.display(raw, final=final, continued=continued)
+        text, self.calls = self._family.display_calls(raw, self._tools, final=final, continued=continued)
+        return text
 
 
 class LocalRequestStream:

@@ -132,6 +132,13 @@ class LocalEngine:
                 f"The model {self.model_name} cannot call tools; ChatGLM3 can.",
                 param="tools",
             )
+        if request.tool_choice and request.answer_prefix:
+            raise BadRequest(
+                "回答的开头已经给定，不能再要求它以调用工具开始：去掉 tool_choice 或最后一条 assistant 消息。",
+                "An answer whose beginning is given cannot begin with a tool call: leave out tool_choice or the last "
+                "assistant message.",
+                param="tool_choice",
+            )
         if request.params.prompt_logprobs is not None and not family.causal_prompt:
             raise BadRequest(
                 f"模型 {self.model_name} 双向读取提问，提问里的 token 没有概率。",

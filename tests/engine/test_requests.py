@@ -26,7 +26,7 @@ class CallingFamily(PlainFamily):
     def call_openings(self, tokenizer, names):
         return [tokenizer.encode(f"<{name}>") for name in names]
 
-    def display_calls(self, text, names, *, final):
+    def display_calls(self, text, names, *, final, continued=False):
         name, _, rest = text[1:].partition(">")
         return Shown("", (ToolCall(name, rest),) if final else ())
 
@@ -109,6 +109,16 @@ def test_a_call_comes_whole_and_without_text(calling):
     assert "".join(output.text for output in outputs) == ""
     (call,) = [call for output in outputs for call in output.tool_calls]
     assert call.name == "f" and len(call.arguments) == GREEDY.max_tokens - len("<f>")
+
+
+def test_a_forced_call_behind_an_answer_prefix(calling):
+    with pytest.raises(BadRequest) as caught:
+        calling.submit(
+            GenerationRequest(
+                messages=(Message("user", "?"),), tools=(TOOL,), tool_choice=("f",), answer_prefix="Well"
+            )
+        )
+    assert caught.value.param == "tool_choice"
 
 
 def test_tools_for_a_model_that_cannot_call_any(engine):
