@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Protocol
@@ -147,7 +147,8 @@ class RequestOutput:
     The first piece contains the answer prefix. ``logprobs`` has one entry for each of ``token_ids`` if they were asked
     for. A tool call comes whole, and no text of it before. ``prompt_logprobs``, if asked for, is set once, on the first
     piece that has a token or on the last one; ``finish_reason`` and ``usage`` on the last one only, ``error`` on a last
-    one with FinishReason.ERROR.
+    one with FinishReason.ERROR, ``end`` (if logprobs were asked for) on one after a token with which the model itself
+    ended the answer.
     """
 
     text: str = ""
@@ -158,6 +159,7 @@ class RequestOutput:
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
     error: ServerError | None = None
+    end: TokenLogprob | None = None
 
 
 @dataclass(frozen=True)
@@ -220,10 +222,11 @@ class Engine(Protocol):
     def tokenize(self, text: str) -> Tokenization:
         """Cut a text as the model's own tokenizer does."""
 
-    def embed(self, texts: Sequence[str]) -> Embeddings:
+    def embed(self, texts: Sequence[str], gone: Callable[[], bool] = lambda: False) -> Embeddings:
         """The sentence model's vectors of the texts, in their order; texts of more than 256 tokens are cut.
 
-        Raises Unavailable if there is no sentence model and none can be had.
+        Raises Unavailable if there is no sentence model and none can be had, GenerationFailed once ``gone()`` says that
+        nobody waits for the rest.
         """
 
     def free_caches(self) -> None:

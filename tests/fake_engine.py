@@ -6,7 +6,7 @@ import itertools
 import threading
 import time
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from server.core import Embeddings, FinishReason, GenerationRequest, RequestOutput, Tokenization, Usage
 from server.errors import Overloaded, ServerError
@@ -140,7 +140,7 @@ class FakeEngine:
         ids = tuple(range(len(pieces)))
         return Tokenization(ids, pieces, (101, 102, *ids))
 
-    def embed(self, texts: Sequence[str]) -> Embeddings:
+    def embed(self, texts: Sequence[str], gone: Callable[[], bool] = lambda: False) -> Embeddings:
         if self.refuse:
             raise self.refuse
         vectors = tuple(array("f", [len(text), 0.1]) for text in texts)

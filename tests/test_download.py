@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from server.config import ROOT
-from server.download import ensure_model
+from server.download import SENTENCE, ensure_model
 from server.download.folder import missing_files
 from server.errors import ModelError, StartupError
 from tests.hub_server import Hub
@@ -24,6 +24,14 @@ MODEL = {
     "MODEL_LICENSE": b"text",
     **SHARDS,
 }
+SENTENCE_MODEL = {
+    "config.json": b"{}",
+    "vocab.txt": b"a\n" * 1000,
+    "tokenizer.json": b"{}" * 1000,
+    "tokenizer_config.json": b"{}",
+    "special_tokens_map.json": b"{}",
+    "pytorch_model.bin": b"w" * 5000,
+}
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"
 UNWANTED = {"modeling_chatglm.py": b"import os", "README.md": b"#", "onnx/model.onnx": b"x"}
 FIRST, SECOND = SHARDS
@@ -32,11 +40,13 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from server.config import parse
-from server.download import ensure_model
+from server.download import CHAT, SENTENCE, ensure_model
 from server.errors import StartupError
 config = parse(sys.argv[2:])
+kind = SENTENCE if "--embedding-model" in sys.argv else CHAT
+name = getattr(config, kind.option)
 try:
-    print("FOLDER", ensure_model(config.model, endpoint=config.endpoint, root=Path(sys.argv[1]), language="en"))
+    print("FOLDER", ensure_model(name, kind, endpoint=config.endpoint, root=Path(sys.argv[1]), language="en"))
 except StartupError as error:
     print(error.en, file=sys.stderr)
     sys.exit(2)
@@ -163,6 +173,17 @@ def test_safetensors_make_pickles_superfluous(hub, tmp_path):
     assert "model.safetensors" in files(folder) and not set(files(folder)) & set(SHARDS)
 
 
+@pytest.mark.parametrize("name", ["text2vec-large-chinese", "GanymedeNil/text2vec-large-chinese"])
+def test_sentence_model(name, hub, tmp_path):
+    unwanted = {**UNWANTED, "1_Pooling/config.json": b"{}", "onnx/model.safetensors": b"s" * 5000}
+    hub.repositories = {"GanymedeNil/text2vec-large-chinese": {**SENTENCE_MODEL, **unwanted}}
+    folder = tmp_path / "THUDM" / "text2vec-large-chinese"
+    code, out, err = run(tmp_path, hub.url, "--embedding-model", name)
+    assert (code, out.splitlines()[-1]) == (0, f"FOLDER {folder}"), err
+    assert files(folder) == SENTENCE_MODEL
+    assert run(tmp_path, "http://127.0.0.1:9", "--embedding-model", name)[0] == 0
+
+
 def test_no_server(tmp_path):
     said = failure(tmp_path, "http://127.0.0.1:9")
     for part in ("http://127.0.0.1:9", "HF_ENDPOINT=https://hf-mirror.com", str(tmp_path / "THUDM" / "chatglm2-6b")):
@@ -250,6 +271,27 @@ def test_missing_files(changes, missing, tmp_path):
     assert missing_files(fill(tmp_path / "m", **changes)) == missing
 
 
+@pytest.mark.parametrize(
+    ("changes", "missing"),
+    [
+        ({}, []),
+        ({"vocab.txt": None}, []),
+        ({"tokenizer.json": None}, []),
+        ({"tokenizer.json": None, "vocab.txt": None}, ["tokenizer.json or vocab.txt or sentencepiece.bpe.model"]),
+        ({"tokenizer.json": None, "vocab.txt": None, "sentencepiece.bpe.model": b"s" * 2000}, []),
+        ({"tokenizer.json": POINTER, "vocab.txt": None}, ["tokenizer.json"]),
+        ({"pytorch_model.bin": None}, ["model.safetensors or pytorch_model.bin"]),
+    ],
+)
+def test_missing_files_of_a_sentence_model(changes, missing, tmp_path):
+    folder = tmp_path / "m"
+    folder.mkdir()
+    for name, content in {**SENTENCE_MODEL, **changes}.items():
+        if content is not None:
+            (folder / name).write_bytes(content)
+    assert missing_files(folder, SENTENCE) == missing
+
+
 def test_own_folder_that_lacks_files(tmp_path):
     folder = fill(tmp_path / "mine", **{SECOND: None})
     with pytest.raises(ModelError, match=SECOND):
@@ -285,6 +327,17 @@ def test_file_in_place_of_its_folder(tmp_path):
     with pytest.raises(StartupError) as caught:
         ensure_model(str(folder / "config.json"), root=tmp_path)
     assert f"--model {folder}." in caught.value.en and f"--model {folder}。" in caught.value.zh
+
+
+def test_the_option_that_is_named_is_the_one_that_was_given(tmp_path):
+    file = fill(tmp_path / "mine") / "config.json"
+    with pytest.raises(StartupError, match="write --embedding-model ") as caught:
+        ensure_model(str(file), SENTENCE, root=tmp_path)
+    assert caught.value.param == "embedding_model"
+    with pytest.raises(StartupError, match=r"Did you mean text2vec-large-chinese\?"):
+        ensure_model("text2vec-large", SENTENCE, root=tmp_path)
+    with pytest.raises(ModelError, match=r"lacks tokenizer\.json or vocab"):
+        ensure_model(str(file.parent), SENTENCE, root=tmp_path)
 
 
 @pytest.mark.parametrize(

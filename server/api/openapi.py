@@ -14,7 +14,7 @@ from server.api import schemas
 from server.api.dialect import Dialect, Route
 from server.api.routing import DIALECTS, Candidate, by_path
 from server.api.schemas import Schema
-from server.errors import BadRequest, PayloadTooLarge
+from server.errors import BadRequest, PayloadTooLarge, ServerError
 
 INTRODUCTION = """\
 一个端口同时兼容几代 ChatGLM 服务器和 OpenAI 的协议：旧客户端只改地址就能用。
@@ -31,6 +31,7 @@ and nothing else.
 - In query parameters `1`, `0`, `yes`, `no`, `on` and `off` stand for `true` and `false`, too.
 - `Accept-Language` decides whether an error is explained in Chinese or in English.
 """
+SENTENCE = ("说明哪里不对、该怎么办。", "It says what was wrong and what is allowed.")
 JSON = "application/json"
 PARAMETER = re.compile(r"<(?:\w+:)?(\w+)>")  # in Flask's paths
 
@@ -137,18 +138,23 @@ def _must_have_fields(route: Route) -> bool:
 
 def _responses(method: str, serving: list[Candidate]) -> Iterator[tuple[str, Any]]:
     answers: dict[str, list[tuple[str, Any]]] = {}
-    failures: dict[int, list[Dialect]] = {}
+    failures: dict[int, list[tuple[Dialect, type[ServerError]]]] = {}
     for dialect, route in serving:
         for content_type, answer in route.answers.items():
             examples = answer if isinstance(answer, tuple) else (answer,)
             answers.setdefault(content_type, []).extend((dialect.name, example) for example in examples)
         for failure in (BadRequest, PayloadTooLarge, *route.failures):
-            failures.setdefault(failure.status, []).append(dialect)
-    yield "200", {"description": "OK", **({"content": _contents(answers)} if method != "HEAD" else {})}
-    for status, dialects in sorted(failures.items()):
-        schema = _any_of({"$ref": f"#/components/schemas/{_error_name(dialect)}"} for dialect in dialects)
-        content = {"content": {JSON: {"schema": schema}}} if method != "HEAD" else {}
-        yield str(status), {"description": HTTPStatus(status).phrase, **content}
+            failures.setdefault(failure.status, []).append((dialect, failure))
+    contents = {200: _contents(answers)} | {status: _failure(ways) for status, ways in sorted(failures.items())}
+    for status, content in contents.items():
+        with_content = {"content": content} if method != "HEAD" else {}
+        yield str(status), {"description": HTTPStatus(status).phrase, **with_content}
+
+
+def _failure(ways: list[tuple[Dialect, type[ServerError]]]) -> dict[str, Any]:
+    dialects = {dialect.name: dialect.error_body(failure(*SENTENCE), "en") for dialect, failure in ways}
+    schema = _any_of({"$ref": f"#/components/schemas/{_error_name(dialect)}"} for dialect, _ in ways)
+    return {JSON: {"schema": schema, **_shown(list(dialects.items()))}}
 
 
 def _contents(answers: dict[str, list[tuple[str, Any]]]) -> dict[str, Any]:
@@ -180,5 +186,5 @@ def _error_name(dialect: Dialect) -> str:
 
 
 def _error_schema(dialect: Dialect) -> Schema:
-    body = dialect.error_body(BadRequest("JSON 有误。", "The JSON is malformed."), "en")
-    return {**schemas.of_example(body), "description": f"A failure, as {dialect.name} says it.", "examples": [body]}
+    shape = schemas.of_example(dialect.error_body(BadRequest(*SENTENCE), "en"))
+    return {**shape, "description": f"A failure, as {dialect.name} says it."}

@@ -60,6 +60,10 @@ class _AsRead(GenerateJsonSchema):
     def float_schema(self, schema: Any) -> Schema:
         return _or_text(super().float_schema(schema), DECIMAL)
 
+    def dict_schema(self, schema: Any) -> Schema:
+        found = super().dict_schema(schema)
+        return {**found, "additionalProperties": False} if "patternProperties" in found else found
+
     def nullable_schema(self, schema: Any) -> Schema:
         return _or_null(self.generate_inner(schema["schema"]))
 

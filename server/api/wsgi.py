@@ -22,7 +22,8 @@ from server.api.routing import dialect_for_path
 from server.core import Engine
 from server.errors import BadRequest, ServerError
 
-SPARE_THREADS = 4  # for /interrupt and the like while every admitted answer holds a thread
+# for /interrupt and the like (4) while every admitted answer and every request for embeddings (16) holds a thread
+SPARE_THREADS = 20
 SPARE_CONNECTIONS = 200  # idle keep-alive connections and requests that are refused
 MAX_CONNECTIONS = 500  # Windows' select() takes 512 sockets
 STALL_SECONDS = 60  # without taking anything of what there is for it, until a client is dropped

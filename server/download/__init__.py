@@ -1,5 +1,6 @@
 """From a model's name to a folder that holds it."""
 
 from server.download.fetch import ensure_model
+from server.download.folder import CHAT, SENTENCE
 
-__all__ = ["ensure_model"]
+__all__ = ["CHAT", "SENTENCE", "ensure_model"]

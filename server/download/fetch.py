@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fnmatch
+import logging
 import os
 import sys
 import time
@@ -16,15 +17,13 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from server.config import ROOT, ROWS
-from server.download.folder import incomplete, locate, missing_files, repositories
+from server.download.folder import CHAT, ModelKind, incomplete, locate, missing_files, repositories
 from server.errors import StartupError
 from server.hardware import disk_free
 from server.i18n import system_language
 
 HUGGING_FACE = ROWS["endpoint"].default
-# what is loaded, the licence, and the tokenizer's code as the text that tells ChatGLM3 from ChatGLM2
-WANTED = ("config.json", "tokenizer.model", "tokenizer_config.json", "tokenization_chatglm.py", "MODEL_LICENSE",
-          "*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model.bin.index.json")
+WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model.bin.index.json")
 SPARE_BYTES = 200 * 10**6  # left free on the disk
 RETRY_SECONDS = (1.0, 4.0)  # waits before asking a busy server again
 
@@ -45,29 +44,29 @@ class Snapshot(NamedTuple):
 
 
 def ensure_model(
-    name: str, *, endpoint: str = HUGGING_FACE, root: Path = ROOT, language: str | None = None
+    name: str, kind: ModelKind = CHAT, *, endpoint: str = HUGGING_FACE, root: Path = ROOT, language: str | None = None
 ) -> Path:
     """The folder of the model called ``name``, downloaded into ``root``/THUDM if it is not complete.
 
     A complete folder is taken as it is, without the network. Raises StartupError for an unknown name and for every
     way in which a download fails, ModelError for a folder of the user's own that lacks files.
     """
-    folder = locate(name, root)
-    missing = missing_files(folder)
+    folder = locate(name, root, kind)
+    missing = missing_files(folder, kind)
     if not missing:
         return folder
-    candidates = repositories(folder, root)
+    candidates = repositories(folder, root, kind)
     if not candidates:
-        raise incomplete(folder, missing)
+        raise incomplete(folder, missing, kind)
     endpoint = endpoint.rstrip("/")
     _prepare_hub(endpoint)
     try:
-        _download(candidates, endpoint, folder, zh=(language or system_language()) == "zh")
+        _download(kind, candidates, endpoint, folder, zh=(language or system_language()) == "zh")
     except KeyboardInterrupt:
         raise StartupError(f"下载中断了：{folder} 里已完成的文件都保留，下次启动接着下其余的（没下完的文件从头下）。",
                            f"Download interrupted: the files finished so far stay in {folder}, the next start goes on "
                            "with the others (the one under way starts again).") from None
-    if missing := missing_files(folder):
+    if missing := missing_files(folder, kind):
         names = ", ".join(missing)
         zh = names.replace(" or ", " 或 ")
         raise StartupError(f"从 {endpoint} 下载完了，但 {folder} 里仍缺少 {zh}：请换一个 --endpoint。",
@@ -79,15 +78,17 @@ def ensure_model(
 def _prepare_hub(endpoint: str) -> None:
     """Must come before huggingface_hub is imported: it reads the environment only then."""
     os.environ["HF_ENDPOINT"] = endpoint
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     if endpoint != HUGGING_FACE:
         os.environ.setdefault("HF_HUB_DISABLE_XET", "1")  # a mirror passes the Xet store's own, often blocked, host on
-    from huggingface_hub.utils import logging
+    from huggingface_hub.utils.logging import set_verbosity_error
 
-    logging.set_verbosity_error()
+    set_verbosity_error()
+    logging.getLogger("httpx2").setLevel(logging.WARNING)  # it tells of every request
 
 
-def _download(candidates: Sequence[str], endpoint: str, folder: Path, *, zh: bool) -> None:
-    snapshot = _find(candidates, endpoint, folder)
+def _download(kind: ModelKind, candidates: Sequence[str], endpoint: str, folder: Path, *, zh: bool) -> None:
+    snapshot = _find(kind, candidates, endpoint, folder)
     left = [file for file in snapshot.files if not _is_complete(folder, file)]
     _drop_orphans(folder)
     _check_disk(left, folder)
@@ -104,7 +105,7 @@ def _download(candidates: Sequence[str], endpoint: str, folder: Path, *, zh: boo
         _fetch(snapshot, file, endpoint, folder, label)
 
 
-def _find(candidates: Sequence[str], endpoint: str, folder: Path) -> Snapshot:
+def _find(kind: ModelKind, candidates: Sequence[str], endpoint: str, folder: Path) -> Snapshot:
     """The first of the candidates that the server has."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
@@ -119,19 +120,20 @@ def _find(candidates: Sequence[str], endpoint: str, folder: Path) -> Snapshot:
             except RepositoryNotFoundError:
                 continue
         files = [RemoteFile(entry.rfilename, entry.size or 0) for entry in info.siblings or ()]
-        return Snapshot(repository, info.sha, _wanted(files))
+        return Snapshot(repository, info.sha, _wanted(files, kind))
     names = ", ".join(candidates)
     raise StartupError(f"{endpoint} 上没有 {names}：请换一个 --endpoint，或把模型文件自己放进 {folder}。",
                        f"{endpoint} has none of {names}: try another --endpoint, or put the model's files into "
                        f"{folder} yourself.", param="endpoint")
 
 
-def _wanted(files: Sequence[RemoteFile]) -> list[RemoteFile]:
+def _wanted(files: Sequence[RemoteFile], kind: ModelKind) -> list[RemoteFile]:
     """What is worth downloading, small files first; pickles only where there are no safetensors."""
-    chosen = [file for file in files if any(fnmatch.fnmatch(file.name, pattern) for pattern in WANTED)]
+    patterns = ("config.json", *kind.tokenizers, *kind.extras, *WEIGHTS)
+    here = [file for file in files if "/" not in file.name]
+    chosen = [file for file in here if any(fnmatch.fnmatch(file.name, pattern) for pattern in patterns)]
     if any(file.name.endswith(".safetensors") for file in chosen):
         chosen = [file for file in chosen if not file.name.startswith("pytorch_model")]
-    chosen = [file for file in chosen if "/" not in file.name]
     return sorted(chosen, key=lambda file: (file.name.endswith((".bin", ".safetensors")), file.name))
 
 
@@ -208,24 +210,24 @@ def _refused(endpoint: str, repository: str, status: int) -> StartupError:
             f"{endpoint} does not let you download {repository} ({status}): set HF_TOKEN, or try another --endpoint.",
             param="endpoint")
     return StartupError(
-        f"{endpoint} 下载 {repository} 出错（{status}）：请稍后再启动（已完成的文件会保留），或换一个 --endpoint。",
-        f"{endpoint} failed with {repository} ({status}): start again later (finished files are kept), or try another "
-        "--endpoint.", param="endpoint")
+        f"{endpoint} 下载 {repository} 出错（{status}）：请稍后再试（已完成的文件会保留），或换一个 --endpoint。",
+        f"{endpoint} failed with {repository} ({status}): try again later (finished files are kept), or use "
+        "another --endpoint.", param="endpoint")
 
 
 def _unreachable(endpoint: str, repository: str, folder: Path) -> StartupError:
     return StartupError(
         f"从 {endpoint} 下载 {repository} 失败，连不上或连接断了：请检查网络（国内可设环境变量 "
-        f"HF_ENDPOINT=https://hf-mirror.com）后再启动，或把模型文件自己放进 {folder}。",
+        f"HF_ENDPOINT=https://hf-mirror.com）后再试，或把模型文件自己放进 {folder}。",
         f"Could not download {repository} from {endpoint}, no connection or it broke off: check the network (in China "
-        f"set HF_ENDPOINT=https://hf-mirror.com) and start again, or put the model's files into {folder} yourself.",
+        f"set HF_ENDPOINT=https://hf-mirror.com) and try again, or put the model's files into {folder} yourself.",
         param="endpoint")
 
 
 def _disk_full(folder: Path, free: int, needed: int | None = None) -> StartupError:
     zh, en = (f"要 {_size(needed)}，", f"{_size(needed)} are needed, ") if needed else ("", "")
-    return StartupError(f"{folder} 所在的磁盘满了：{zh}只剩 {_size(free)}。请腾出空间再启动。",
-                        f"The disk with {folder} is full: {en}{_size(free)} are free. Make room and start again.")
+    return StartupError(f"{folder} 所在的磁盘满了：{zh}只剩 {_size(free)}。请腾出空间再试。",
+                        f"The disk with {folder} is full: {en}{_size(free)} are free. Make room and try again.")
 
 
 def _size(count: int) -> str:

@@ -4,23 +4,49 @@ from __future__ import annotations
 
 import difflib
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from server.errors import ModelError, StartupError
+from server.option_types import flag
 
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-# names that can be downloaded: the folder under THUDM -> repositories, the next one is asked where one is unknown
-REPOSITORIES = {
-    "chatglm2-6b": ("THUDM/chatglm2-6b", "zai-org/chatglm2-6b"),
-    "chatglm3-6b": ("THUDM/chatglm3-6b", "zai-org/chatglm3-6b"),
-}
+
+
+class ModelKind(NamedTuple):
+    """What the folders of one kind of model have in common, beside config.json and weights."""
+
+    option: str  # the field of Config that names such a model
+    # names that can be downloaded: the folder under THUDM -> repositories, the next one is asked where one is unknown
+    repositories: Mapping[str, tuple[str, ...]]
+    tokenizers: tuple[str, ...]  # one of these files is there
+    extras: tuple[str, ...]  # other files worth downloading
+
+
+CHAT = ModelKind(
+    "model",
+    {
+        "chatglm2-6b": ("THUDM/chatglm2-6b", "zai-org/chatglm2-6b"),
+        "chatglm3-6b": ("THUDM/chatglm3-6b", "zai-org/chatglm3-6b"),
+    },
+    ("tokenizer.model",),
+    # the tokenizer's code as the text that tells ChatGLM3 from ChatGLM2
+    ("tokenizer_config.json", "tokenization_chatglm.py", "MODEL_LICENSE"),
+)
+SENTENCE = ModelKind(
+    "embedding_model",
+    {"text2vec-large-chinese": ("GanymedeNil/text2vec-large-chinese",)},
+    ("tokenizer.json", "vocab.txt", "sentencepiece.bpe.model"),
+    ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "LICENSE"),
+)
 # git without LFS leaves notes of some 130 bytes in place of large files
 _POINTER_BYTES = 1024
 _POINTER_START = b"version https://git-lfs"
 _ANY_WEIGHTS = "model.safetensors or pytorch_model.bin"  # what lacks where there are no weights at all
 
 
-def locate(name: str, root: Path) -> Path:
+def locate(name: str, root: Path, kind: ModelKind = CHAT) -> Path:
     """The folder that ``name`` means, which need not be there yet if the model can be downloaded.
 
     A bare name is looked up under ``root``/THUDM first, a path from the current folder and then from ``root``. Raises
@@ -33,27 +59,28 @@ def locate(name: str, root: Path) -> Path:
         if place.is_dir():
             return place.absolute()
         if place.is_file():
-            raise _not_a_folder(place)
-    owner, _, bare = name.rpartition("/")
-    if bare in REPOSITORIES and owner in ("", "THUDM", "zai-org"):
+            raise _not_a_folder(place, kind)
+    bare = name.rpartition("/")[2]
+    if bare in kind.repositories and name in (bare, f"THUDM/{bare}", *kind.repositories[bare]):
         return home / bare
-    raise _unknown(name, home)
+    raise _unknown(name, home, kind)
 
 
-def repositories(folder: Path, root: Path) -> tuple[str, ...]:
+def repositories(folder: Path, root: Path, kind: ModelKind = CHAT) -> tuple[str, ...]:
     """Where the contents of a folder can be had: nowhere, unless it is one of ours."""
-    return REPOSITORIES.get(folder.name, ()) if folder.resolve() == (root / "THUDM" / folder.name).resolve() else ()
+    ours = folder.resolve() == (root / "THUDM" / folder.name).resolve()
+    return kind.repositories.get(folder.name, ()) if ours else ()
 
 
-def missing_files(folder: Path) -> list[str]:
+def missing_files(folder: Path, kind: ModelKind = CHAT) -> list[str]:
     """What the folder lacks to be loaded; only looks at what there is, so a damaged file is the loader's to find."""
     missing = [] if (folder / "config.json").is_file() else ["config.json"]
-    if not _has(folder, "tokenizer.model"):
-        missing.append("tokenizer.model")
+    if not any(_has(folder, name) for name in kind.tokenizers):
+        missing += [name for name in kind.tokenizers if (folder / name).is_file()] or [" or ".join(kind.tokenizers)]
     return missing + _missing_weights(folder)
 
 
-def incomplete(folder: Path, missing: list[str]) -> ModelError:
+def incomplete(folder: Path, missing: list[str], kind: ModelKind = CHAT) -> ModelError:
     """What to tell the user of a folder of their own: files that are not there, and ones that are only a note."""
     pointers = [name for name in missing if _is_pointer(folder / name)]
     small = [name for name in missing if name not in pointers and (folder / name).is_file()]
@@ -76,7 +103,7 @@ def incomplete(folder: Path, missing: list[str]) -> ModelError:
     else:
         do_zh, do_en = "把文件放齐", f"put {them} there"
     return ModelError(f"模型文件夹 {folder} 里{'；'.join(zh)}：请{do_zh}。",
-                      f"The model folder {folder} {' and '.join(en)}: {do_en}.", param="model")
+                      f"The model folder {folder} {' and '.join(en)}: {do_en}.", param=kind.option)
 
 
 def _is_pointer(path: Path) -> bool:
@@ -113,19 +140,19 @@ def _has(folder: Path, name: str) -> bool:
     return path.is_file() and path.stat().st_size > _POINTER_BYTES
 
 
-def _not_a_folder(file: Path) -> StartupError:
-    folder = file.absolute().parent
-    return StartupError(f"{file} 是一个文件，--model 要的是它所在的文件夹：请写 --model {folder}。",
-                        f"{file} is a file, --model wants the folder that it is in: write --model {folder}.",
-                        param="model")
+def _not_a_folder(file: Path, kind: ModelKind) -> StartupError:
+    folder, written = file.absolute().parent, flag(kind.option)
+    return StartupError(f"{file} 是一个文件，{written} 要的是它所在的文件夹：请写 {written} {folder}。",
+                        f"{file} is a file, {written} wants the folder that it is in: write {written} {folder}.",
+                        param=kind.option)
 
 
-def _unknown(name: str, home: Path) -> StartupError:
-    there = sorted({*REPOSITORIES, *(path.name for path in home.glob("*") if path.is_dir())})
+def _unknown(name: str, home: Path, kind: ModelKind) -> StartupError:
+    there = sorted({*kind.repositories, *(path.name for path in home.glob("*") if path.is_dir())})
     near = difflib.get_close_matches(name.replace("\\", "/").rpartition("/")[2], there, n=1)
     zh, en = (f"是不是 {near[0]}？", f" Did you mean {near[0]}?") if near else ("", "")
     return StartupError(
         f"没有叫 {name} 的模型：它不是文件夹，也不在 {home} 里。{zh}可用的有：{'、'.join(there)}。",
         f"There is no model {name}: it is not a folder, and not in {home}.{en} Available: {', '.join(there)}.",
-        param="model",
+        param=kind.option,
     )

@@ -122,7 +122,7 @@ class LocalRequestStream:
         self._ended = True
         self._text += self._answer.flush()
         usage = Usage(self._sequence.num_prompt, self._num_ids + len(self._ids), self._sequence.num_cached)
-        return self._output(finish_reason=finish.reason, error=finish.error, usage=usage)
+        return self._output(finish_reason=finish.reason, error=finish.error, usage=usage, end=self._end_token(finish))
 
     def _output(self, **last) -> RequestOutput:
         calls = self._answer.calls[self._num_calls :]
@@ -138,6 +138,13 @@ class LocalRequestStream:
             return ()
         first = len(self.prompt_ids) + self._num_ids
         return tuple(readable(self._tokenizer, i, self._sequence.scores[at]) for at, i in enumerate(self._ids, first))
+
+    def _end_token(self, finish: Finish) -> TokenLogprob | None:
+        """The token that is not part of the answer; a stop string's tokens are."""
+        found = self._sequence.scores.get(len(self.prompt_ids) + self._num_ids + len(self._ids))
+        if found is None or finish.reason is not FinishReason.STOP or self._answer.stopped:
+            return None
+        return readable(self._tokenizer, found.token_id, found)
 
     def _prompt_logprobs(self) -> tuple[TokenLogprob, ...]:
         """Those of a prompt that was read to its end."""

@@ -45,19 +45,22 @@ class Embedder:
         self._room = threading.BoundedSemaphore(capacity)
         self._lock = threading.Lock()
         self._loading: Future[SentenceModel] | None = None  # guarded by the lock
-        self._closed: Future[None] = Future()
+        self._closed: Future[None] = Future()  # an event that can be waited for together with a result
         self._turns: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._loop, name="embedder", daemon=True)
         self._thread.start()
         self._limit_threads(threads)
 
-    def embed(self, texts: Sequence[str]) -> Embeddings:
-        """Raises Unavailable without a model, Overloaded with too many requests, GenerationFailed for this one."""
+    def embed(self, texts: Sequence[str], gone: Callable[[], bool] = lambda: False) -> Embeddings:
+        """Raises Unavailable without a model, Overloaded with too many requests, GenerationFailed for this one.
+
+        Goes no further when ``gone()``: a client that did not want to wait may come again with the same texts.
+        """
         if not self._room.acquire(blocking=False):
             raise self._overloaded()
         try:
             model = self._wait(self._model())
-            return self._embed(model, texts)
+            return self._embed(model, texts, gone)
         except ServerError:
             raise
         except Exception as error:
@@ -78,13 +81,15 @@ class Embedder:
         self._turns.put(None)
         self._thread.join(timeout)
 
-    def _embed(self, model: SentenceModel, texts: Sequence[str]) -> Embeddings:
+    def _embed(self, model: SentenceModel, texts: Sequence[str], gone: Callable[[], bool]) -> Embeddings:
         tokens: list[Tokens] = []
         for start in range(0, len(texts), TEXTS_PER_TURN):
             tokens += self._run(model.tokenize, texts[start : start + TEXTS_PER_TURN])
         lengths = [len(one["input_ids"]) for one in tokens]
         vectors: dict[int, array[float]] = {}
         for rows in batches(lengths):
+            if gone():
+                raise GenerationFailed("客户端已离开。", "The client has left.")
             vectors.update(zip(rows, self._run(model.encode, [tokens[row] for row in rows]), strict=True))
         return Embeddings(tuple(vectors[row] for row in range(len(texts))), sum(lengths))
 
@@ -96,7 +101,11 @@ class Embedder:
             return self._loading
 
     def _load(self) -> SentenceModel:
-        log.info("the sentence model %s is looked for, downloaded if need be, and loaded; embeddings wait", self.name)
+        log.info(
+            "the sentence model %s is loaded now, and downloaded before if it is not there; a client that gives up "
+            "waiting can ask again later",
+            self.name,
+        )
         try:
             folder = self._find()
         except ServerError as error:
@@ -104,8 +113,9 @@ class Embedder:
         try:
             model = SentenceModel(folder, self._closed)
         except Exception as error:
-            log.warning("the sentence model in %s cannot be loaded", folder, exc_info=error)
-            reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+            log.debug("the sentence model in %s cannot be loaded", folder, exc_info=error)
+            first_line = str(error).strip().partition("\n")[0]
+            reason = f"{type(error).__name__}: {first_line}"
             raise _unavailable(
                 f"文件夹 {folder} 里的不能作为句向量模型加载（{reason}），请换一个或重新下载。",
                 f"What is in {folder} cannot be loaded as a sentence model ({reason}): put another one there, or "
@@ -247,6 +257,6 @@ def _shutting_down() -> Overloaded:
 def _unavailable(zh: str, en: str) -> Unavailable:
     return Unavailable(
         f"没有可用的句向量模型：{zh}也可以用 --embedding-model 指定一个句向量模型的文件夹。下一次请求会再试。",
-        f"There is no sentence model: {en} Or name a sentence model's folder with --embedding-model. The next request "
-        "tries again.",
+        f"There is no sentence model to compute with. {en} Or name a sentence model's folder with --embedding-model. "
+        "The next request tries again.",
     )

@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Texts
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -92,10 +92,10 @@ class LocalEngine:
         ids, pieces = tokenizer.encode(text), tokenizer.pieces(text)
         return Tokenization(tuple(ids), tuple(pieces), tuple(family.encode(tokenizer, text)))
 
-    def embed(self, texts: Texts[str]) -> Embeddings:
+    def embed(self, texts: Texts[str], gone: Callable[[], bool] = lambda: False) -> Embeddings:
         if self._embedder is None:
             raise Unavailable("这里没有向量模型。", "There is no sentence model here.")
-        return self._embedder.embed(texts)
+        return self._embedder.embed(texts, gone)
 
     def free_caches(self) -> None:
         with self._wake:

@@ -175,6 +175,15 @@ def test_a_short_request_does_not_wait_for_a_long_list():
     assert ended == ["short"] * 3 + ["long"]
 
 
+def test_nothing_more_is_computed_for_a_client_that_has_left(bert):
+    asked = []
+    with running(lambda: bert) as embedder:
+        with pytest.raises(GenerationFailed):
+            embedder.embed(["word " * 300] * 9, lambda: bool(asked.append(1)) or len(asked) > 3)
+        assert len(asked) == 4
+        assert_same(embedder.embed(TEXTS), bert, TEXTS)
+
+
 def test_the_threads_of_others_keep_their_number(bert):
     def count_in_a_new_thread() -> int:
         with ThreadPoolExecutor(1) as pool:
@@ -271,10 +280,10 @@ def test_a_request_that_fails_fails_alone(tmp_path):
     """The network has one row too few: the last word of the vocabulary has no embedding."""
     folder = make_bert(tmp_path, vocab_size=len(VOCABULARY) - 1)
     with running(folder) as embedder, ThreadPoolExecutor(2) as pool:
-        good = pool.submit(embedder.embed, TEXTS[:9] * 30)
+        good = pool.submit(embedder.embed, TEXTS[:9] * 6)
         with pytest.raises(GenerationFailed):
             embedder.embed(["you", "helloing"])
-        assert_same(good.result(), folder, TEXTS[:9] * 30)
+        assert_same(good.result(), folder, TEXTS[:9] * 6)
         assert_same(embedder.embed(["you"]), folder, ["you"])
 
 

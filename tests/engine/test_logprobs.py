@@ -1,12 +1,14 @@
 """Log probabilities of prompts and answers, against the network's own logits read in one piece."""
 
+import math
+
 import pytest
 import torch
 
 from server.core import FinishReason, GenerationRequest, SamplingParams
 from server.engine.logprobs import score
 from server.errors import BadRequest
-from tests.engine.doubles import make_engine
+from tests.engine.doubles import EOS, VOCAB, HashNetwork, make_engine
 from tests.engine.reference_engine import reference_engine
 from tests.models.reference import OWN
 
@@ -87,6 +89,23 @@ def test_beside_other_requests():
         check(prompt[1:], rows[: len(PROMPT) - 1], 1)
         answers = [[i for output in stream for i in output.token_ids] for stream in others]
         assert answers == [reference.conversation().greedy(list(PROMPT[:9]), count=9)[0]] * 3
+
+
+def test_the_token_that_ends_an_answer_has_one_too():
+    network = HashNetwork({66: torch.zeros(VOCAB).index_fill(0, torch.tensor([EOS]), 9.0)})
+    engine = make_engine(network)
+    try:
+        tokens, logprobs, _, last = ask(engine, prompt=[66], temperature=0, logprobs=1)
+        assert (tokens, logprobs, last.finish_reason) == ([], [], FinishReason.STOP)
+        assert (last.end.token_id, last.end.top[0].token_id) == (EOS, EOS)
+        assert last.end.logprob == pytest.approx(-math.log1p((VOCAB - 1) * math.exp(-9)), abs=1e-6)
+        tokens, _, _, last = ask(engine, prompt=[66], temperature=0)
+        assert (tokens, last.end) == ([], None)
+        stop = chr(ask(engine, prompt=[5], temperature=0, max_tokens=1)[0][0])
+        assert ask(engine, prompt=[5], temperature=0, logprobs=0, stop=(stop,))[3].end is None
+        assert ask(engine, prompt=[5], temperature=0, logprobs=0, max_tokens=2)[3].end is None
+    finally:
+        engine.close()
 
 
 def test_more_alternatives_than_there_are_tokens():

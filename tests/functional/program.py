@@ -11,19 +11,27 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 from tests.conftest import ROOT
 
 
 class Program:
-    """``python -m server`` with options; a context manager that ends it with SIGTERM."""
+    """``python -m server`` with options, from a copy in ``root`` if given; a context manager that ends it (SIGTERM)."""
 
-    def __init__(self, *options: str, model: str = "demo", env: dict[str, str] | None = None, wait: bool = True):
+    def __init__(
+        self,
+        *options: str,
+        model: str = "demo",
+        env: dict[str, str] | None = None,
+        wait: bool = True,
+        root: Path = ROOT,
+    ):
         clean = {k: v for k, v in os.environ.items() if not k.startswith("CHATGLM_")}
         self.started = time.perf_counter()
         self.process = subprocess.Popen(
             [sys.executable, "-m", "server", "--model", model, "--port", "0", "--no-chat-log", *options],
-            cwd=ROOT,
+            cwd=root,
             env={**clean, "CHATGLM_LANG": "en", "PYTHONUNBUFFERED": "1", **(env or {})},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -141,10 +141,10 @@ class SlowEmbedder(FakeEngine):
         super().__init__(*script)
         self.asked, self.go_on = threading.Event(), threading.Event()
 
-    def embed(self, texts):
+    def embed(self, texts, gone):
         self.asked.set()
         assert self.go_on.wait(20)
-        return super().embed(texts)
+        return super().embed(texts, gone)
 
 
 def test_answers_go_on_while_texts_are_embedded():

@@ -114,7 +114,7 @@ def _truncated(tokens: Tokenization, max_length: int) -> tuple[int, ...]:
 
 def embedding(call: Call, fields: EmbeddingFields) -> Response:
     """One vector per text, in their order: the sentence model's mean of its last hidden states, not normalised."""
-    vectors = call.engine.embed(fields.prompt).vectors
+    vectors = call.engine.embed(fields.prompt, call.gone).vectors
     return json_response(
         {"data": [list(vector) for vector in vectors], "model": call.engine.embedding_model, "object": "embedding"}
     )

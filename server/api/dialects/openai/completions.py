@@ -127,5 +127,6 @@ class _TextChoice:
     def _logprobs_body(self, output: RequestOutput) -> dict[str, Any] | None:
         if self._fields.logprobs is None:
             return None
-        tokens = (*output.prompt_logprobs, *output.logprobs)
+        end = (output.end,) if output.end else ()  # lm-evaluation-harness drops the last entry as the one not in echo
+        tokens = (*output.prompt_logprobs, *output.logprobs, *end)
         return self._logprobs.body(tokens) if tokens else None

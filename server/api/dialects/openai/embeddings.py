@@ -36,7 +36,7 @@ class EmbeddingFields(Fields):
 
 def embeddings(call: Call, fields: EmbeddingFields) -> Response:
     """The sentence model's vectors of the texts, in their order. Long texts are cut at 256 tokens."""
-    found = call.engine.embed(fields.input)
+    found = call.engine.embed(fields.input, call.gone)
     width = len(found.vectors[0])
     if fields.dimensions not in (None, width):
         raise BadRequest(

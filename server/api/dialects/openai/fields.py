@@ -72,7 +72,11 @@ class SamplingFields(Fields):
     repetition_penalty: Number = Field(
         1, gt=0, le=2, description="extension: above 1 avoids tokens that prompt or answer have"
     )
-    logit_bias: LogitBias = Field({}, description="token id to what is added to its logit, from -100 to 100")
+    logit_bias: LogitBias = Field(
+        {},
+        description="token id to what is added to its logit, from -100 to 100",
+        json_schema_extra={"propertyNames": {"pattern": "^[0-9]+$"}},
+    )
     return_token_ids: bool = Field(
         False, description="extension: token_ids and prompt_token_ids in each choice, as the model had them"
     )
