@@ -54,7 +54,7 @@ def _help() -> str:
 def test_addresses_in_the_text_are_served():
     from server.api.routing import by_path
 
-    named = set(re.findall(r"(?:GET|POST) (/\w*)", README))
+    named = set(re.findall(r"(?:GET|POST) (/[\w/-]*)", README))
     assert named and named <= set(by_path())
 
 

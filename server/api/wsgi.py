@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import socket
 import time
@@ -52,7 +53,8 @@ def create_server(app: Flask, engine: Engine, settings: ApiSettings, sock: socke
 def stop(server: TcpWSGIServer, timeout: float = 5) -> None:
     """Wait up to ``timeout`` seconds for answers in hand, which the engine's close() ends, then make run() return."""
     server.task_dispatcher.shutdown(timeout=timeout)
-    server.trigger.pull_trigger(partial(wasyncore.close_all, server._map, ignore_all=True))
+    with contextlib.suppress(OSError):  # the loop may have done so, and closed the trigger, before it was written to
+        server.trigger.pull_trigger(partial(wasyncore.close_all, server._map, ignore_all=True))
 
 
 class _ErrorTask(ErrorTask):

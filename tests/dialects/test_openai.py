@@ -135,7 +135,8 @@ def test_the_end_token_is_scored_in_text_completions_alone(stream):
     """lm-evaluation-harness asks for one token more than it scores, whatever that is, and drops its entry."""
     script = (said(NI), ended(end=token(2, b"", -0.5)))
     response = post(FakeEngine(*script), TEXT, prompt="p", logprobs=0, stream=stream)
-    parts = [event["choices"][0]["logprobs"] for event in (events(response) if stream else [response.json])]
+    lines = [line.removeprefix("data: ") for line in response.data.decode().splitlines()]
+    parts = [json.loads(line)["choices"][0]["logprobs"] for line in lines if line.startswith("{")]
     assert [value for part in parts for value in part["token_logprobs"]] == [-0.5, -0.5]
     assert [text for part in parts for text in part["tokens"]] == ["你", ""]
     assert len(chat(*script, logprobs=True)["choices"][0]["logprobs"]["content"]) == 1
