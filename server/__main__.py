@@ -29,7 +29,7 @@ def _run_command(name: str, config: Config) -> int:
 
         return chat(config)
     if name == "spool":
-        from server.spool import spool
+        from server.serve import spool
 
         return spool(config)
     from server.serve import serve
