@@ -18,10 +18,10 @@ from dataclasses import dataclass
 
 from benchmarks.random_model import CONFIGS, ROOT, make_random_model
 from benchmarks.stamps import drawn, note_tokens
+from server.assembly import build_engine, prepare
 from server.config import parse
 from server.core import GenerationRequest, SamplingParams
 from server.engine.local import LocalEngine
-from server.serve import build_engine, prepare
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ from benchmarks.stamps import drawn, note_tokens
 from server.api.app import create_app
 from server.api.dialect import ApiSettings
 from server.api.wsgi import create_server, stop
+from server.assembly import build_engine, prepare
 from server.config import parse
-from server.serve import build_engine, prepare
 
 
 def read_stream(port: int) -> tuple[str, list[float]]:

@@ -44,6 +44,6 @@ def _shown_default(row: Field, zh: bool) -> str:
         return value.name
     if isinstance(value, tuple):
         return ",".join(value)
-    if value is None or value is False:
+    if value is None or value is False or value == "":
         return "无" if zh else "off"
     return str(value)

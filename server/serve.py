@@ -11,23 +11,24 @@ import socket
 import threading
 import time
 import webbrowser
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from server.assembly import build_embedder, build_engine, prepare, print_choice, speaker
 from server.config import ROOT, VERSION, Config
 from server.core import Engine
-from server.download import SENTENCE, ensure_model
+from server.download import SENTENCE
 from server.download.folder import locate
 from server.errors import StartupError
-from server.hardware import lan_addresses, probe
-from server.profiles import LaunchProfile, ModelShape, choose
+from server.hardware import lan_addresses
+from server.profiles import LaunchProfile
 from server.spool.folder import SpoolFolder, open_folder
 from server.spool.loop import Spool
 
 if TYPE_CHECKING:
     from server.api.chatlog import ChatLog
-    from server.engine.embedder import Embedder
+    from server.api.dialect import ApiSettings
 
 log = logging.getLogger(__name__)
 
@@ -36,64 +37,64 @@ _SHUTDOWN_SECONDS = 4.0
 
 
 def serve(config: Config) -> int:
-    """Run the server until Ctrl+C or SIGTERM; returns the exit code.
+    """Run the server until Ctrl+C, SIGTERM or the spool's quit.flag; returns the exit code.
 
     Whatever can be wrong is found before the model is loaded, which may take minutes: raises StartupError for a log
     that cannot be written, a port in use, a model that is not there or does not fit.
     """
     from server.api.app import create_app
-    from server.api.chatlog import open_chat_log
-    from server.api.dialect import ApiSettings
     from server.api.wsgi import create_server
 
     say = speaker(config)
     locate(config.model, ROOT)
     locate(config.embedding_model, ROOT, SENTENCE)
-    chat_log = open_chat_log(config.chat_log) if config.chat_log else None
+    chat_log = _open_chat_log(config)
     with _bind(config.host, config.port) as sock, _open_spool(config.spool) as files:
         folder, profile = prepare(config)
         print_choice(say, folder, profile)
-        engine = build_engine(config, folder, profile)
-        addresses = _addresses(sock)
-        settings = ApiSettings(
-            chat_log=chat_log,
-            max_body_bytes=config.max_body * 2**20,
-            cors_origins=config.cors if config.cors != ("*",) else "*",
-            language=config.language,
-            addresses=tuple(addresses),
-            version=VERSION,
-            glm_api_stream=config.glm_api_stream,
-        )
+        engine = build_engine(config, folder, profile, build_embedder(config, profile.threads))
+        settings = _api_settings(config, chat_log, sock)
         server = create_server(create_app(engine, settings), engine, settings, sock)
         told = _watch_signals()
         # in a thread of its own, so that the main thread can take signals on Windows too
         http = threading.Thread(target=server.run, name="http", daemon=True)
         http.start()
-        _print_ready(say, addresses, config)
-        spool_thread = None
-        if files:
-            run = _make_spool(say, files, engine, profile, config, chat_log).run
-            spool_thread = threading.Thread(target=_run_until_told, args=(run, told), name="spool", daemon=True)
-            spool_thread.start()
-        if config.browser:
-            webbrowser.open(addresses[0])
-        while http.is_alive() and not told.wait(0.5):  # without a timeout Windows would not deliver Ctrl+C
-            pass
-        say("正在停止……", "stopping ...")
-        told.set()
-        if spool_thread:
-            spool_thread.join(timeout=1)  # before the engine, which would end its answers
+        _print_ready(say, settings.addresses, config)
+        with _beside(_make_spool(say, files, engine, profile, config, chat_log) if files else None, told):
+            if config.browser:
+                webbrowser.open(settings.addresses[0])
+            while http.is_alive() and not told.wait(0.5):  # without a timeout Windows would not deliver Ctrl+C
+                pass
+            say("正在停止……", "stopping ...")
         _stop(server, engine, http)
     return 0
 
 
-def spool(config: Config) -> int:
-    """``python -m server spool``: answer request files until Ctrl+C, SIGTERM or quit.flag; returns the exit code."""
+def _api_settings(config: Config, chat_log: ChatLog | None, sock: socket.socket) -> ApiSettings:
+    from server.api.dialect import ApiSettings
+
+    return ApiSettings(
+        chat_log=chat_log,
+        max_body_bytes=config.max_body * 2**20,
+        cors_origins=config.cors if config.cors != ("*",) else "*",
+        language=config.language,
+        addresses=tuple(_addresses(sock)),
+        version=VERSION,
+        glm_api_stream=config.glm_api_stream,
+    )
+
+
+def _open_chat_log(config: Config) -> ChatLog | None:
     from server.api.chatlog import open_chat_log
 
+    return open_chat_log(config.chat_log) if config.chat_log else None
+
+
+def spool(config: Config) -> int:
+    """``python -m server spool``: answer request files until Ctrl+C, SIGTERM or quit.flag; returns the exit code."""
     say = speaker(config)
     locate(config.model, ROOT)
-    chat_log = open_chat_log(config.chat_log) if config.chat_log else None
+    chat_log = _open_chat_log(config)
     with open_folder(config.spool or Path.cwd()) as files:
         folder, profile = prepare(config)
         print_choice(say, folder, profile)
@@ -128,87 +129,23 @@ def _make_spool(
     )
 
 
-def _run_until_told(run: Callable[[threading.Event], None], told: threading.Event) -> None:
-    """For a thread whose end, by a defect too, ends the program."""
-    try:
-        run(told)
-    finally:
-        told.set()
-
-
-def prepare(config: Config) -> tuple[Path, LaunchProfile]:
-    """The model's folder, downloaded if it is missing, and how to run it on this machine."""
-    folder = ensure_model(config.model, endpoint=config.endpoint, language=config.language)
-    return folder, choose(probe(ROOT), ModelShape.from_folder(folder), config)
-
-
-def build_engine(config: Config, folder: Path, profile: LaunchProfile) -> Engine:
-    """Load the model as the profile says, with a progress bar if it is a large one; torch is imported only now."""
-    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # the order in which the probe numbered the GPUs
-    import torch
-
-    from server.engine.local import EngineSettings, LocalEngine
-    from server.kernels.torch_ops import TorchOps
-    from server.models.loader import load_model
-
-    torch.set_num_threads(profile.threads)
-    with _progress_bar(config) as progress:
-        model = load_model(
-            folder,
-            dtype=getattr(torch, profile.dtype),
-            device=profile.device,
-            bits=profile.bits,
-            ops=TorchOps(),
-            family=config.family,
-            progress=progress,
-        )
-    settings = EngineSettings(profile.max_length, profile.slots, config.queue, profile.prefill_chunk)
-    return LocalEngine(model, settings, build_embedder(config, threads=max(1, profile.threads // 2)))
-
-
-def build_embedder(config: Config, threads: int) -> Embedder:
-    """Looks for no model yet; that is done on first use."""
-    from server.engine.embedder import Embedder
-
-    def find() -> Path:
-        folder = ensure_model(config.embedding_model, SENTENCE, endpoint=config.endpoint, language=config.language)
-        _check_memory(folder)
-        return folder
-
-    name = locate(config.embedding_model, ROOT, SENTENCE).resolve().name
-    return Embedder(name, find, threads=threads)
-
-
-def _check_memory(folder: Path) -> None:
-    """Refuse a sentence model that is too large: the system would end the whole program, chats and all."""
-    files = [*folder.glob("*.safetensors")] or [*folder.glob("pytorch_model*.bin")]
-    needed, free = sum(file.stat().st_size for file in files), probe(ROOT).ram_available
-    if needed > free:
-        size, left = f"{needed / 2**30:.1f} GiB", f"{free / 2**30:.1f} GiB"
-        raise StartupError(
-            f"内存不够：{folder} 要 {size}，只剩 {left}。请关掉别的程序。",
-            f"Not enough memory: {folder} takes {size}, {left} is free. Close other programs.",
-        )
-
-
 @contextlib.contextmanager
-def _progress_bar(config: Config):
-    """A callback (done, total) in bytes that draws a bar on a terminal once loading has taken more than a second."""
-    from tqdm import tqdm
+def _beside(spool: Spool | None, told: threading.Event) -> Iterator[None]:
+    """Run the spool in a thread whose end, by a defect too, ends the program; and the program's end that thread."""
 
-    label = "正在加载模型" if config.language == "zh" else "loading the model"
-    with tqdm(unit="B", unit_scale=True, unit_divisor=1024, desc=label, delay=1, leave=False, disable=None) as bar:
+    def run() -> None:
+        try:
+            spool.run(told)
+        finally:
+            told.set()
 
-        def advance(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        yield advance
-
-
-def speaker(config: Config) -> Callable[[str, str], None]:
-    """Prints one of two sentences, by the user's language."""
-    return lambda zh, en: print(zh if config.language == "zh" else en, flush=True)
+    thread = threading.Thread(target=run, name="spool", daemon=True)
+    if spool:
+        thread.start()
+    yield
+    told.set()
+    if spool:
+        thread.join(timeout=1)  # before the engine, which would end its answers
 
 
 def _bind(host: str, port: int) -> socket.socket:
@@ -252,31 +189,7 @@ def _addresses(sock: socket.socket) -> list[str]:
     return [f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"]
 
 
-def print_choice(say: Callable[[str, str], None], folder: Path, profile: LaunchProfile) -> None:
-    """Which model runs, and how."""
-    needs, length = f"{profile.needs / 2**30:.1f} GiB", profile.max_length
-    say(f"模型：{folder}", f"model: {folder}")
-    zh, en = ("不量化", "not quantized") if profile.bits == 16 else (f"int{profile.bits}", f"int{profile.bits}")
-    say(
-        f"档位：{profile.name}（{zh}，{profile.dtype}，设备 {profile.device}，约需内存 {needs}），"
-        f"因为{profile.reason.zh}",
-        f"profile: {profile.name} ({en}, {profile.dtype}, on {profile.device}, needs about {needs}): "
-        f"{profile.reason.en}",
-    )
-    say(
-        f"同时回答的请求数：{profile.slots}，每个最多 {length} token；CPU 线程数：{profile.threads}",
-        f"requests at once: {profile.slots}, of at most {length} tokens each; CPU threads: {profile.threads}",
-    )
-    print_warnings(say, profile)
-
-
-def print_warnings(say: Callable[[str, str], None], profile: LaunchProfile) -> None:
-    """What the user may not expect of the profile."""
-    for warning in profile.warnings:
-        say(f"注意：{warning.zh}", f"note: {warning.en}")
-
-
-def _print_ready(say: Callable[[str, str], None], addresses: list[str], config: Config) -> None:
+def _print_ready(say: Callable[[str, str], None], addresses: Sequence[str], config: Config) -> None:
     say(f"已就绪：{addresses[0]}", f"ready: {addresses[0]}")
     for address in addresses[1:]:
         say(f"局域网：{address}", f"on the local network: {address}")

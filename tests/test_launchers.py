@@ -144,7 +144,8 @@ def fresh(tmp_path):
 @pytest.mark.parametrize(
     ("options", "code", "said"),
     [
-        (["--help"], 0, "usage: ./run.sh [options]\n       ./run.sh test "),
+        (["--help"], 0, "usage: ./run.sh [command] [options]\n  serve "),
+        (["chat", "--help"], 0, "usage: ./run.sh"),
         (["-h"], 0, "usage: ./run.sh"),
         (["--version"], 0, "chatglm-portable 0."),
         (["--prot", "1"], 2, "Unknown option --prot on the command line. Did you mean --port?"),

@@ -33,12 +33,15 @@ ALLOWED = {
     "engine": ({"engine", "models", "quant", "kernels", "config", "core", "errors"}, {"torch", "numpy"}),
     "api": ({"api", "core", "errors"}, {"flask", "flask_cors", "waitress", "werkzeug", *PYDANTIC}),
     "spool": ({"spool", "core", "errors"}, set()),
-    "serve": (
-        {"config", "profiles", "hardware", "download", "i18n", "engine", "models", "kernels", "api", "spool", "core",
-         "errors"},
-        {"torch", "tqdm", "waitress"},
+    "assembly": (
+        {"config", "profiles", "hardware", "download", "engine", "models", "kernels", "core", "errors"},
+        {"torch", "tqdm"},
     ),
-    "chat": ({"chat", "serve", "config", "core", "errors"}, {"prompt_toolkit"}),
+    "serve": (
+        {"assembly", "config", "profiles", "hardware", "download", "api", "spool", "core", "errors"},
+        {"waitress"},
+    ),
+    "chat": ({"chat", "assembly", "config", "core", "errors"}, {"prompt_toolkit"}),
     "__main__": ({"serve", "chat", "config", "i18n", "errors"}, set()),
 }
 
@@ -101,6 +104,7 @@ def test_nobody_imports_tools_or_tests():
         ("server.engine.local", {"flask", "transformers", "waitress"}),
         ("server.engine.embedder", {"flask", "transformers", "huggingface_hub"}),
         ("server.spool.loop", {"torch", "flask", "pydantic"}),
+        ("server.assembly", {"torch", "transformers", "huggingface_hub"}),
         ("server.serve", {"torch", "flask", "transformers", "huggingface_hub"}),
         ("server.chat", {"torch", "flask", "prompt_toolkit", "huggingface_hub"}),
         ("server.chat.remote", {"torch", "flask", "pydantic"}),

@@ -18,9 +18,9 @@ TIMEOUT = 20  # seconds; nothing here takes so long
 
 
 @contextlib.contextmanager
-def serve(engine, **settings) -> Iterator[int]:
+def serve(engine, *, port: int = 0, **settings) -> Iterator[int]:
     """Run the application under waitress; yields the port."""
-    sock = socket.create_server(("127.0.0.1", 0))
+    sock = socket.create_server(("127.0.0.1", port))
     api = ApiSettings(**settings)
     server = wsgi.create_server(create_app(engine, api), engine, api, sock)
     thread = threading.Thread(target=server.run, daemon=True)
@@ -50,10 +50,13 @@ class Streaming:
 
     def __init__(self, port, path="/generate", source="127.0.0.1", **fields):
         body = json.dumps(fields).encode()
-        self.socket = socket.create_connection(("127.0.0.1", port), TIMEOUT, source_address=(source, 0))
+        self.socket = self.connect(port, source)
         self.socket.sendall(b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % (path.encode(), len(body)))
         self.socket.sendall(body)
         self.reads: list[tuple[float, bytes]] = []
+
+    def connect(self, port, source):
+        return socket.create_connection(("127.0.0.1", port), TIMEOUT, source_address=(source, 0))
 
     def __enter__(self):
         return self

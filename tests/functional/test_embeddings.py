@@ -10,9 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
+from server.assembly import build_embedder
 from server.config import Config
 from server.errors import Unavailable
-from server.serve import build_embedder
 from tests.conftest import ROOT
 from tests.functional.program import Program, parse_events
 from tests.functional.test_serve import ENDLESS

@@ -1,0 +1,121 @@
+"""From options to a running engine: the same for every command that answers questions in this process."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from server.config import ROOT, Config
+from server.core import Engine
+from server.download import SENTENCE, ensure_model
+from server.download.folder import locate
+from server.errors import StartupError
+from server.hardware import probe
+from server.profiles import LaunchProfile, ModelShape, choose
+
+if TYPE_CHECKING:
+    from server.engine.embedder import Embedder
+
+
+def prepare(config: Config) -> tuple[Path, LaunchProfile]:
+    """The model's folder, downloaded if it is missing, and how to run it on this machine."""
+    folder = ensure_model(config.model, endpoint=config.endpoint, language=config.language)
+    return folder, choose(probe(ROOT), ModelShape.from_folder(folder), config)
+
+
+def build_engine(
+    config: Config, folder: Path, profile: LaunchProfile, embedder: Embedder | None = None
+) -> Engine:
+    """Load the model as the profile says, with a progress bar if it is a large one; torch is imported only now."""
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # the order in which the probe numbered the GPUs
+    import torch
+
+    from server.engine.local import EngineSettings, LocalEngine
+    from server.kernels.torch_ops import TorchOps
+    from server.models.loader import load_model
+
+    torch.set_num_threads(profile.threads)
+    with _progress_bar(config) as progress:
+        model = load_model(
+            folder,
+            dtype=getattr(torch, profile.dtype),
+            device=profile.device,
+            bits=profile.bits,
+            ops=TorchOps(),
+            family=config.family,
+            progress=progress,
+        )
+    settings = EngineSettings(profile.max_length, profile.slots, config.queue, profile.prefill_chunk)
+    return LocalEngine(model, settings, embedder)
+
+
+def build_embedder(config: Config, threads: int) -> Embedder:
+    """Uses half of the CPU ``threads``. Looks for no model yet; that is done on first use."""
+    from server.engine.embedder import Embedder
+
+    def find() -> Path:
+        folder = ensure_model(config.embedding_model, SENTENCE, endpoint=config.endpoint, language=config.language)
+        _check_memory(folder)
+        return folder
+
+    name = locate(config.embedding_model, ROOT, SENTENCE).resolve().name
+    return Embedder(name, find, threads=max(1, threads // 2))
+
+
+def _check_memory(folder: Path) -> None:
+    """Refuse a sentence model that is too large: the system would end the whole program, chats and all."""
+    files = [*folder.glob("*.safetensors")] or [*folder.glob("pytorch_model*.bin")]
+    needed, free = sum(file.stat().st_size for file in files), probe(ROOT).ram_available
+    if needed > free:
+        size, left = f"{needed / 2**30:.1f} GiB", f"{free / 2**30:.1f} GiB"
+        raise StartupError(
+            f"内存不够：{folder} 要 {size}，只剩 {left}。请关掉别的程序。",
+            f"Not enough memory: {folder} takes {size}, {left} is free. Close other programs.",
+        )
+
+
+@contextlib.contextmanager
+def _progress_bar(config: Config):
+    """A callback (done, total) in bytes that draws a bar on a terminal once loading has taken more than a second."""
+    from tqdm import tqdm
+
+    label = "正在加载模型" if config.language == "zh" else "loading the model"
+    with tqdm(unit="B", unit_scale=True, unit_divisor=1024, desc=label, delay=1, leave=False, disable=None) as bar:
+
+        def advance(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield advance
+
+
+def speaker(config: Config) -> Callable[[str, str], None]:
+    """Prints one of two sentences, by the user's language."""
+    return lambda zh, en: print(zh if config.language == "zh" else en, flush=True)
+
+
+def print_choice(say: Callable[[str, str], None], folder: Path, profile: LaunchProfile) -> None:
+    """Which model runs, and how."""
+    needs, length = f"{profile.needs / 2**30:.1f} GiB", profile.max_length
+    say(f"模型：{folder}", f"model: {folder}")
+    zh, en = ("不量化", "not quantized") if profile.bits == 16 else (f"int{profile.bits}", f"int{profile.bits}")
+    say(
+        f"档位：{profile.name}（{zh}，{profile.dtype}，设备 {profile.device}，约需内存 {needs}），"
+        f"因为{profile.reason.zh}",
+        f"profile: {profile.name} ({en}, {profile.dtype}, on {profile.device}, needs about {needs}): "
+        f"{profile.reason.en}",
+    )
+    say(
+        f"同时回答的请求数：{profile.slots}，每个最多 {length} token；CPU 线程数：{profile.threads}",
+        f"requests at once: {profile.slots}, of at most {length} tokens each; CPU threads: {profile.threads}",
+    )
+    print_warnings(say, profile)
+
+
+def print_warnings(say: Callable[[str, str], None], profile: LaunchProfile) -> None:
+    """What the user may not expect of the profile."""
+    for warning in profile.warnings:
+        say(f"注意：{warning.zh}", f"note: {warning.en}")
