@@ -1,7 +1,9 @@
 """ChatGLM3's calls through the whole engine: its own prompt, tokenizer and parser, and a network that says a script."""
 
+import contextlib
 from types import SimpleNamespace
 
+import openai
 import pytest
 import torch
 
@@ -9,6 +11,7 @@ from server.core import FinishReason, GenerationRequest, Message, SamplingParams
 from server.engine.local import EngineSettings, LocalEngine
 from server.models.base import KVShape
 from server.models.chatglm2.prompt import ChatGLM3
+from tests.functional.live import serve
 from tests.oracle import ROOT
 
 FAMILY = ChatGLM3()
@@ -20,14 +23,18 @@ CALL = ToolCall("get_weather", '{"city": "北京 👋", "days": 3}')
 
 
 class ScriptedNetwork:
-    """Says the ids of ``script`` and nothing else, one at each position of the answer, then <|observation|>."""
+    """Says the ids of ``script`` and nothing else, one at each position of the answer, then <|observation|>.
+
+    To a tool's result it says ``closing``.
+    """
 
     kv_shape = KVShape(layers=1, groups=1, head_dim=1)
     vocab_size = TOKENIZER.vocab_size
 
-    def __init__(self, script):
-        self.script = [*script, SPECIAL["<|observation|>"]]
+    def __init__(self, script, closing=()):
+        self.scripts = [[*ids, SPECIAL["<|observation|>"]] for ids in (script, closing)]
         self.answer_starts = 0
+        self.told = False
 
     def context(self, prompt_ids):
         return None
@@ -35,29 +42,37 @@ class ScriptedNetwork:
     def forward(self, batch, cache):
         (segment,) = batch.segments  # one request, whose prompt is one chunk
         end = segment.start + segment.length
-        self.answer_starts = end if segment.length > 1 else self.answer_starts
+        if segment.length > 1:
+            self.answer_starts = end
+            self.told = SPECIAL["<|observation|>"] in batch.token_ids.tolist()
         logits = torch.full((1, self.vocab_size), -50.0)
-        logits[0, self.script[end - self.answer_starts]] = 50.0
+        logits[0, self.scripts[self.told][end - self.answer_starts]] = 50.0
         return logits
 
 
-def ask(script, **fields):
+@contextlib.contextmanager
+def running(*scripts):
     model = SimpleNamespace(
         name="chatglm3",
         family=FAMILY,
         tokenizer=TOKENIZER,
-        network=ScriptedNetwork(script),
+        network=ScriptedNetwork(*scripts),
         dtype=torch.float32,
         device="cpu",
         prefix=None,
     )
     engine = LocalEngine(model, EngineSettings(max_length=2000, slots=1, queue=1, prefill_chunk=2000))
     try:
+        yield engine
+    finally:
+        engine.close()
+
+
+def ask(script, **fields):
+    with running(script) as engine:
         params = SamplingParams(temperature=0.8)
         stream = engine.submit(GenerationRequest(messages=QUESTION, tools=TOOLS, params=params, **fields))
         return stream, list(stream)
-    finally:
-        engine.close()
 
 
 def as_answer(*calls):
@@ -105,3 +120,28 @@ def test_a_call_that_was_cut_short_is_text():
     _, outputs = ask(script)
     assert calls_of(outputs) == []
     assert "".join(output.text for output in outputs) == TOKENIZER.decode(script).strip() != ""
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_round_trip_of_openais_client(streamed):
+    """Over HTTP: the tools in, the call out, its result in, the answer out."""
+    closing = [*TOKENIZER.encode("\n"), *TOKENIZER.encode("北京三天都是晴天。")]
+    tools = [{"type": "function", "function": {"name": tool.name, "parameters": {}}} for tool in TOOLS]
+    messages = [{"role": "user", "content": "天气？"}]
+    with running(as_answer(CALL), closing) as engine, serve(engine) as port:
+        client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="any", max_retries=0)
+
+        def answer():
+            fields = {"model": "chatglm3-6b", "messages": messages, "tools": tools}
+            if not streamed:
+                return client.chat.completions.create(**fields).choices[0]
+            with client.chat.completions.stream(**fields) as stream:
+                return stream.get_final_completion().choices[0]
+
+        asked = answer()
+        (call,) = asked.message.tool_calls
+        assert asked.finish_reason == "tool_calls" and not asked.message.content
+        assert ToolCall(call.function.name, call.function.arguments) == CALL
+        messages += [asked.message, {"role": "tool", "tool_call_id": call.id, "content": "晴"}]
+        told = answer()
+        assert (told.finish_reason, told.message.content) == ("stop", "北京三天都是晴天。")
