@@ -207,6 +207,7 @@ class Engine(Protocol):
     model_name: str
     embedding_model: str
     max_length: int  # tokens, prompt and answer
+    slots: int  # requests that are answered at the same time
     capacity: int  # requests that can be held at once, running and waiting
 
     def submit(self, request: GenerationRequest) -> RequestStream:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import logging
 import os
@@ -46,6 +47,8 @@ def serve(config: Config) -> int:
     from server.api.wsgi import create_server
 
     say = speaker(config)
+    if config.spool:
+        config = dataclasses.replace(config, queue=max(1, config.queue))  # a place for HTTP clients
     locate(config.model, ROOT)
     locate(config.embedding_model, ROOT, SENTENCE)
     chat_log = _open_chat_log(config)
@@ -60,13 +63,15 @@ def serve(config: Config) -> int:
         http = threading.Thread(target=server.run, name="http", daemon=True)
         http.start()
         _print_ready(say, settings.addresses, config)
-        with _beside(_make_spool(say, files, engine, profile, config, chat_log) if files else None, told):
-            if config.browser:
-                webbrowser.open(settings.addresses[0])
-            while http.is_alive() and not told.wait(0.5):  # without a timeout Windows would not deliver Ctrl+C
-                pass
-            say("正在停止……", "stopping ...")
-        _stop(server, engine, http)
+        try:
+            with _beside(_make_spool(say, files, engine, profile, config, chat_log) if files else None, told):
+                if config.browser:
+                    webbrowser.open(settings.addresses[0])
+                while http.is_alive() and not told.wait(0.5):  # without a timeout Windows would not deliver Ctrl+C
+                    pass
+                say("正在停止……", "stopping ...")
+        finally:
+            _stop(server, engine, http)
     return 0
 
 
@@ -123,7 +128,7 @@ def _make_spool(
         files,
         engine,
         read_question,
-        at_once=min(profile.slots, max(1, engine.capacity - 1)),  # leaves HTTP clients a place
+        at_once=min(profile.slots, max(1, engine.capacity - 1)),  # leaves HTTP clients a place, where there are any
         language=config.language,
         record=chat_log.record if chat_log else None,
     )
@@ -131,11 +136,14 @@ def _make_spool(
 
 @contextlib.contextmanager
 def _beside(spool: Spool | None, told: threading.Event) -> Iterator[None]:
-    """Run the spool in a thread whose end, by a defect too, ends the program; and the program's end that thread."""
+    """Run the spool in a thread whose end ends the program, and the program's end that thread; raises its failure."""
+    failures: list[BaseException] = []
 
     def run() -> None:
         try:
             spool.run(told)
+        except BaseException as error:
+            failures.append(error)
         finally:
             told.set()
 
@@ -146,6 +154,8 @@ def _beside(spool: Spool | None, told: threading.Event) -> Iterator[None]:
     told.set()
     if spool:
         thread.join(timeout=1)  # before the engine, which would end its answers
+    if failures:
+        raise failures[0]
 
 
 def _bind(host: str, port: int) -> socket.socket:

@@ -93,9 +93,10 @@ class FakeEngine:
     model_name = "fake-chatglm"
     embedding_model = "fake-text2vec"
 
-    def __init__(self, *script: Step, capacity: int = 4, max_length: int = 4096):
+    def __init__(self, *script: Step, capacity: int = 4, slots: int = 0, max_length: int = 4096):
         self.script = script
         self.capacity = capacity
+        self.slots = slots or capacity
         self.max_length = max_length
         self.refuse: Exception | None = None
         self.requests: list[GenerationRequest] = []

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import os
+import sys
 from datetime import datetime
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
@@ -11,8 +14,23 @@ from pathlib import Path
 from server.core import RequestOutput, Usage
 from server.errors import StartupError
 
+log = logging.getLogger(__name__)
+
 MAX_BYTES = 16 * 1024 * 1024
 BACKUPS = 5
+
+
+class _Handler(RotatingFileHandler):
+    """Goes on in the same file where it cannot be renamed: on Windows, while another program has it open too."""
+
+    def doRollover(self) -> None:
+        self.close()
+        with contextlib.suppress(OSError):
+            os.rename(self.baseFilename, self.baseFilename)  # else the older ones would move up without it
+            super().doRollover()
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        log.error("the chat log %s cannot be written: %s", self.baseFilename, sys.exc_info()[1])
 
 
 class ChatLog:
@@ -21,11 +39,11 @@ class ChatLog:
     def __init__(self, path: Path):
         self._logger = logging.Logger("chatlog")  # of its own: nobody else's level or handlers
         self._logger.addHandler(
-            RotatingFileHandler(path, maxBytes=MAX_BYTES, backupCount=BACKUPS, encoding="utf-8", delay=True)
+            _Handler(path, maxBytes=MAX_BYTES, backupCount=BACKUPS, encoding="utf-8", delay=True)
         )
 
     def record(self, *, client: str, request_id: str, query: str, answer: str, final: RequestOutput) -> None:
-        """Write one exchange; a full disk is reported on stderr by logging itself and disturbs no answer."""
+        """Write one exchange; a full disk is a line in the program's log and disturbs no answer."""
         usage = final.usage or Usage()
         entry = {
             "time": datetime.now().isoformat(" ", "seconds"),

@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 MAX_TOKENS = 256  # of a text, special tokens included: text2vec's limit
 BATCH_TOKENS = 512  # of a batch, padding included: more is no faster on a CPU, and the others wait longer
 TEXTS_PER_TURN = 256  # tokenized before another request has its turn
+POLL = 0.5  # seconds between looks whether a client that waits has left
 LONG_TEXT = 16 * MAX_TOKENS  # characters; of longer texts only the beginning is tokenized
 
 Tokens = dict[str, list[int]]  # one text's input_ids, attention_mask and the like
@@ -59,7 +60,7 @@ class Embedder:
         if not self._room.acquire(blocking=False):
             raise self._overloaded()
         try:
-            model = self._wait(self._model())
+            model = self._wait(self._model(), gone)
             return self._embed(model, texts, gone)
         except ServerError:
             raise
@@ -89,7 +90,7 @@ class Embedder:
         vectors: dict[int, array[float]] = {}
         for rows in batches(lengths):
             if gone():
-                raise GenerationFailed("客户端已离开。", "The client has left.")
+                raise _left()
             vectors.update(zip(rows, self._run(model.encode, [tokens[row] for row in rows]), strict=True))
         return Embeddings(tuple(vectors[row] for row in range(len(texts))), sum(lengths))
 
@@ -159,8 +160,10 @@ class Embedder:
         self._turns.put(turn)
         return future
 
-    def _wait(self, future: Future[T]) -> T:
-        wait((future, self._closed), return_when=FIRST_COMPLETED)
+    def _wait(self, future: Future[T], gone: Callable[[], bool] = lambda: False) -> T:
+        while not wait((future, self._closed), POLL, return_when=FIRST_COMPLETED).done:
+            if gone():
+                raise _left()
         if self._closed.done():
             raise _shutting_down()
         return future.result()
@@ -248,6 +251,10 @@ def batches(lengths: Sequence[int]) -> Iterator[list[int]]:
 def _set_threads(count: int) -> None:
     torch.get_num_threads()  # sets up this thread, which would otherwise happen later and undo the next line
     torch.set_num_threads(count)
+
+
+def _left() -> GenerationFailed:
+    return GenerationFailed("客户端已离开。", "The client has left.")
 
 
 def _shutting_down() -> Overloaded:

@@ -48,6 +48,7 @@ class LocalEngine:
         self.model_name = model.name
         self.embedding_model = embedder.name if embedder else ""
         self.max_length = settings.max_length
+        self.slots = settings.slots
         self.capacity = settings.slots + settings.queue
         self._model = model
         self._embedder = embedder

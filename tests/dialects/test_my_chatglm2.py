@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from server.api import chatlog
 from server.api.chatlog import open_chat_log
 from server.core import Message, Overflow
 from server.errors import StartupError
@@ -107,6 +108,40 @@ def test_chat_log_of_failed_answers(tmp_path):
     chat_log.close()
     lines = [json.loads(line) for line in (tmp_path / "chat.log").read_text("utf-8").splitlines()]
     assert [(line["answer"], line["finish_reason"]) for line in lines] == [("半", "error")] * 2
+
+
+def test_a_full_chat_log_is_renamed_or_else_goes_on(tmp_path, monkeypatch, caplog, capfd):
+    def refuse(*names):
+        raise PermissionError(32, "another program has it open")
+
+    path = tmp_path / "chat.log"
+    monkeypatch.setattr(chatlog, "MAX_BYTES", 300)
+    chat_log = open_chat_log(path)
+    client = client_of(FakeEngine("a"), chat_log=chat_log)
+
+    def ask(query):
+        client.post("/generate", json={"query": query})
+        return [file.name for file in sorted(tmp_path.iterdir())]
+
+    assert [ask("one"), ask("two")] == [["chat.log"], ["chat.log", "chat.log.1"]]
+    with monkeypatch.context() as windows:
+        windows.setattr("os.rename", refuse)
+        assert [ask("three"), ask("four")] == [["chat.log", "chat.log.1"]] * 2
+    assert path.read_text("utf-8").count("\n") == 3
+    assert ask("five") == ["chat.log", "chat.log.1", "chat.log.2"]
+    assert "one" in (tmp_path / "chat.log.2").read_text("utf-8") and "five" in path.read_text("utf-8")
+    chat_log.close()
+    assert caplog.text == capfd.readouterr().err == ""
+
+
+def test_a_chat_log_that_can_no_longer_be_written_is_one_line(tmp_path, caplog, capfd):
+    path = tmp_path / "logs" / "chat.log"
+    path.parent.mkdir()
+    chat_log = open_chat_log(path)
+    path.unlink()
+    path.parent.rmdir()
+    assert client_of(FakeEngine("a"), chat_log=chat_log).post("/generate", json={"query": "q"}).text == "a"
+    assert caplog.text.count("\n") == 1 and "cannot be written" in caplog.text and capfd.readouterr().err == ""
 
 
 def test_chat_log_that_cannot_be_written(tmp_path):

@@ -184,6 +184,26 @@ def test_nothing_more_is_computed_for_a_client_that_has_left(bert):
         assert_same(embedder.embed(TEXTS), bert, TEXTS)
 
 
+def test_clients_that_leave_while_it_loads_give_their_places_back(bert):
+    go, left = threading.Event(), threading.Event()
+
+    def find():
+        assert go.wait(20)
+        return bert
+
+    with running(find, capacity=2) as embedder, ThreadPoolExecutor(3) as pool:
+        leaving = [pool.submit(embedder.embed, ["a"], left.is_set) for _ in range(2)]
+        while embedder._room.acquire(blocking=False):
+            embedder._room.release()
+        left.set()
+        for future in leaving:
+            with pytest.raises(GenerationFailed):
+                future.result(20)
+        staying = pool.submit(embedder.embed, TEXTS)
+        go.set()
+        assert_same(staying.result(20), bert, TEXTS)
+
+
 def test_the_threads_of_others_keep_their_number(bert):
     def count_in_a_new_thread() -> int:
         with ThreadPoolExecutor(1) as pool:

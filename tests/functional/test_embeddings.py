@@ -148,4 +148,4 @@ def test_chat_goes_on_while_a_long_list_is_embedded():
                     break
             assert len(listed.result()) == len(texts)
         response.close()
-    assert between > 10
+    assert between > 3
