@@ -16,7 +16,7 @@ class FinishReason(str, Enum):
 
     STOP = "stop"  # the model's end token or a stop string
     LENGTH = "length"  # max_tokens or max_length was reached
-    ABORT = "abort"  # the caller closed it, interrupted it, or the server is stopping
+    ABORT = "abort"  # the caller closed it or interrupted it
     ERROR = "error"  # RequestOutput.error says what happened
 
 
@@ -183,10 +183,11 @@ class Embeddings:
 
 
 class RequestStream(Protocol):
-    """One running answer; read by one thread. ``prompt_ids`` are what the model was given."""
+    """One running answer, read by one thread. The model was given ``prompt_ids``, which say ``prompt_text``."""
 
     request_id: str
     prompt_ids: tuple[int, ...]
+    prompt_text: str
 
     def get(self, timeout: float | None = None) -> RequestOutput | None:
         """The next output, or None if there is nothing new within ``timeout`` seconds (or after the last one)."""
@@ -234,4 +235,4 @@ class Engine(Protocol):
         """Give back memory that only makes later requests faster; running answers go on."""
 
     def close(self, timeout: float | None = None) -> None:
-        """Interrupt everything, let the readers have what was made, and wait for the engine's thread to end."""
+        """End everything with ShuttingDown, after what was made, and wait for the engine's thread to end."""

@@ -64,6 +64,15 @@ class Overloaded(ServerError):
         self.retry_after = retry_after
 
 
+class ShuttingDown(Overloaded):
+    """The server is being stopped; another one may answer soon."""
+
+    code = "shutting_down"
+
+    def __init__(self):
+        super().__init__("服务器正在关闭。", "The server is shutting down.")
+
+
 class Unavailable(ServerError):
     """Something that this server could do is missing now; the sentence says how to get it."""
 

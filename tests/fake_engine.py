@@ -9,7 +9,7 @@ from array import array
 from collections.abc import Callable, Iterator, Sequence
 
 from server.core import Embeddings, FinishReason, GenerationRequest, RequestOutput, Tokenization, Usage
-from server.errors import Overloaded, ServerError
+from server.errors import Overloaded, ServerError, ShuttingDown
 
 # A step of a script: a text to say, seconds to wait, an event to wait for, a failure, or a whole output.
 Step = str | float | threading.Event | ServerError | RequestOutput
@@ -22,6 +22,8 @@ class FakeStream:
         self.request = request
         self.request_id = request_id
         self.prompt_ids = request.prompt_ids or (1, 2, 3, 4, 5, 6, 7)
+        self.prompt_text = request.prompt or "<prompt>"
+        self.failure: ServerError | None = None
         self.closed = threading.Event()
         self.ended = False
         self._engine = engine
@@ -32,7 +34,7 @@ class FakeStream:
         deadline = time.perf_counter() + (1e6 if timeout is None else timeout)
         while not self.ended:
             if self.closed.is_set():
-                return self._end(FinishReason.ABORT)
+                return self._end(FinishReason.ERROR if self.failure else FinishReason.ABORT, self.failure)
             step = self._steps[0] if self._steps else FinishReason.STOP
             if isinstance(step, float):
                 step = self._steps[0] = _Due(time.perf_counter() + step)
@@ -154,4 +156,5 @@ class FakeEngine:
         with self._lock:
             running = list(self._running)
         for stream in running:
+            stream.failure = ShuttingDown()
             stream.close()

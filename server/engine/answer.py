@@ -15,9 +15,10 @@ from server.models.base import Family, Tokenizer
 
 
 class AnswerText:
-    """Raw text in, showable text out: stop strings, the family's post-processing, the answer prefix in front.
+    """Raw text in, showable text out: the family's post-processing, stop strings, the answer prefix in front.
 
-    ``calls`` are the tool calls that have become certain so far.
+    Stop strings are looked for in what is shown, not in a family's own marks or in tool calls. ``calls`` are the tool
+    calls that have become certain so far.
     """
 
     def __init__(self, family: Family, tokenizer: Tokenizer, request: GenerationRequest, prompt_ids: Ids[int]):
@@ -29,44 +30,45 @@ class AnswerText:
         self._stop = request.params.stop
         self._tools = tuple(tool.name for tool in request.tools)
         self._raw = ""
+        self._certain = 0  # characters of what is shown, less the prefix, before which no stop string begins
         self._given = 0  # characters of the answer given out so far
         self.calls: tuple[ToolCall, ...] = ()
         self.stopped = False
 
+    def start(self) -> str:
+        """The answer prefix, which is known before the first token."""
+        return self._reveal(final=False)
+
     def add(self, token_id: int) -> str:
         """What became certain with this token; sets ``stopped`` when a stop string is complete."""
-        return self._extend(self._detokenizer.add([token_id]))
+        self._raw += self._detokenizer.add([token_id])
+        return self._reveal(final=False)
 
     def flush(self) -> str:
         """The rest, at the end of the answer."""
-        tail = "" if self.stopped else self._extend(self._detokenizer.flush())
-        return tail + self._reveal(len(self._raw), final=True)
+        if not self.stopped:
+            self._raw += self._detokenizer.flush()
+        return self._reveal(final=True)
 
-    def start(self) -> str:
-        """The answer prefix, which is known before the first token."""
-        return self._reveal(0, final=False)
-
-    def _extend(self, text: str) -> str:
-        # a stop string may have begun in the text before
-        search_from = max(0, len(self._raw) - max(map(len, self._stop), default=0))
-        self._raw += text
-        ends = [at for at in (self._raw.find(stop, search_from) for stop in self._stop) if at >= 0]
-        if ends:
-            self._raw, self.stopped = self._raw[: min(ends)], True
-        return self._reveal(len(self._raw) - (0 if self.stopped else self._possible_stop()), final=False)
-
-    def _possible_stop(self) -> int:
-        """Length of the longest end of the text that may be the beginning of a stop string."""
-        longest = max(map(len, self._stop), default=1) - 1
-        for length in range(min(longest, len(self._raw)), 0, -1):
-            if any(stop.startswith(self._raw[-length:]) for stop in self._stop):
-                return length
-        return 0
-
-    def _reveal(self, certain: int, *, final: bool) -> str:
-        new = (self._prefix + self._shown(self._raw[:certain], final))[self._given :]
+    def _reveal(self, *, final: bool) -> str:
+        shown = self._shown(self._raw, final)
+        if not self.stopped:
+            self._certain = self._end_of_certain(shown, final)
+        new = (self._prefix + shown[: self._certain])[self._given :]
         self._given += len(new)
         return new
+
+    def _end_of_certain(self, shown: str, final: bool) -> int:
+        """Where the first stop string begins, or could begin as long as more may come."""
+        ends = [at for at in (shown.find(stop, self._certain) for stop in self._stop) if at >= 0]
+        if ends:
+            self.stopped = True
+            return min(ends)
+        if not final and self._stop:
+            for at in range(self._certain, len(shown)):
+                if any(stop.startswith(shown[at:]) for stop in self._stop):
+                    return at
+        return len(shown)
 
     def _shown(self, raw: str, final: bool) -> str:
         if self._continues:
@@ -114,6 +116,10 @@ class LocalRequestStream:
     def __iter__(self) -> Iterator[RequestOutput]:
         while (output := self.get()) is not None:
             yield output
+
+    @property
+    def prompt_text(self) -> str:
+        return self._tokenizer.decode(self.prompt_ids)
 
     def close(self) -> None:
         self._sequence.finish(FinishReason.ABORT)

@@ -15,7 +15,7 @@ from typing import TypeVar
 import torch
 
 from server.core import Embeddings
-from server.errors import GenerationFailed, Overloaded, ServerError, Unavailable
+from server.errors import GenerationFailed, Overloaded, ServerError, ShuttingDown, Unavailable
 from server.models.pieces import without_surrogates
 
 log = logging.getLogger(__name__)
@@ -165,7 +165,7 @@ class Embedder:
             if gone():
                 raise _left()
         if self._closed.done():
-            raise _shutting_down()
+            raise ShuttingDown()
         return future.result()
 
     def _loop(self) -> None:
@@ -174,7 +174,7 @@ class Embedder:
 
 
 class SentenceModel:
-    """A folder's tokenizer and network, used by one thread; ``closed`` ends what is computed with Overloaded.
+    """A folder's tokenizer and network, used by one thread; ``closed`` ends what is computed with ShuttingDown.
 
     Anything that transformers raises may come out of it.
     """
@@ -199,7 +199,7 @@ class SentenceModel:
 
         def stop_if_closed(*_: object) -> None:
             if closed.done():
-                raise _shutting_down()
+                raise ShuttingDown()
 
         # a batch may take seconds, and Python's exit aborts if a thread of torch's is still computing
         for module in self._network.modules():
@@ -255,10 +255,6 @@ def _set_threads(count: int) -> None:
 
 def _left() -> GenerationFailed:
     return GenerationFailed("客户端已离开。", "The client has left.")
-
-
-def _shutting_down() -> Overloaded:
-    return Overloaded("服务器正在关闭。", "The server is shutting down.")
 
 
 def _unavailable(zh: str, en: str) -> Unavailable:

@@ -21,7 +21,7 @@ from server.engine.runner import ModelRunner
 from server.engine.scheduler import Scheduler
 from server.engine.sequence import Sequence
 from server.engine.slots import SlotTable
-from server.errors import BadRequest, GenerationFailed, Overloaded, Unavailable
+from server.errors import BadRequest, GenerationFailed, Overloaded, ShuttingDown, Unavailable
 from server.models.loader import LoadedModel
 
 if TYPE_CHECKING:
@@ -72,12 +72,13 @@ class LocalEngine:
         self._check(request)
         sequence = self._sequence(request)
         answer = AnswerText(self._model.family, self._model.tokenizer, request, sequence.token_ids)
+        stream = LocalRequestStream(sequence, answer, self._model.tokenizer)  # before the thread appends to the ids
         with self._wake:
             self._check_room()
             self._live[sequence.request_id] = sequence
             self._arrived.append(sequence)
             self._wake.notify()
-        return LocalRequestStream(sequence, answer, self._model.tokenizer)
+        return stream
 
     def abort(self, *, request_id: str | None = None, client: str | None = None) -> int:
         with self._wake:
@@ -107,7 +108,7 @@ class LocalEngine:
         with self._wake:
             self._closing = True
             for sequence in self._live.values():
-                sequence.finish(FinishReason.ABORT)
+                sequence.finish(FinishReason.ERROR, ShuttingDown())
             self._wake.notify()
         if self._embedder:
             self._embedder.close()
@@ -115,7 +116,7 @@ class LocalEngine:
 
     def _check_room(self) -> None:
         if self._closing:
-            raise Overloaded("服务器正在关闭。", "The server is shutting down.")
+            raise ShuttingDown()
         # one that has ended has room for the next, whose client may ask before the engine comes round to retiring it
         if sum(sequence.finished is None for sequence in list(self._live.values())) >= self.capacity:
             raise Overloaded(

@@ -49,7 +49,7 @@ def adjust(row: torch.Tensor, sequence: Sequence) -> torch.Tensor:
     """One row of logits [vocab] with bias and penalties, and -inf for what would break an opening; else ``row``."""
     params = sequence.params
     if params.logit_bias:
-        ids, values = torch.tensor(list(params.logit_bias)), torch.tensor(list(params.logit_bias.values()))
+        ids, values = sequence.bias
         row = row.index_add(0, ids.to(row.device), values.to(row))
     if params.repetition_penalty != 1.0 or params.presence_penalty != 0.0 or params.frequency_penalty != 0.0:
         row = penalize(row, params, sequence.token_ids, sequence.num_prompt)

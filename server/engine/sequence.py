@@ -30,7 +30,7 @@ class Sequence:
     is the rest of the prompt, or the one token drawn last: reading and generating are the same thing. ``events`` is
     what the request's own thread reads: token ids, then one Finish. ``scores`` by position in ``token_ids``, of those
     whose log probabilities were asked for; a token's is there before its event. ``openings``: the answer must begin
-    with one of these lists of ids.
+    with one of these lists of ids. ``bias``: the ids and values of the logit bias.
     """
 
     def __init__(
@@ -51,6 +51,8 @@ class Sequence:
         self.max_total = max_total
         self.context = context
         self.openings = openings or []
+        # made once: a request may name a thousand ids
+        self.bias = (torch.tensor(list(params.logit_bias)), torch.tensor(list(params.logit_bias.values())))
         self.scores: dict[int, Score] = {}
         self.token_ids = list(prompt_ids)
         self.num_prompt = len(prompt_ids)

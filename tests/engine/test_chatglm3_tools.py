@@ -122,6 +122,31 @@ def test_a_call_that_was_cut_short_is_text():
     assert "".join(output.text for output in outputs) == TOKENIZER.decode(script).strip() != ""
 
 
+LINES = [*TOKENIZER.encode("\n"), *TOKENIZER.encode("第一行。\n第二行。")]
+
+
+@pytest.mark.parametrize(
+    ("script", "stop", "text", "calls"),
+    [
+        (LINES, "\n", "第一行。", []),  # not the metadata line's end
+        (LINES, "二行", "第一行。\n第", []),
+        (LINES, "<|assistant|>", "第一行。\n第二行。", []),
+        (as_answer(CALL), "\n", "", [CALL]),
+        (as_answer(CALL), "tool_call", "", [CALL]),
+        ([*TOKENIZER.encode("\n"), *TOKENIZER.encode("[[训练时间]]成立")], "2023年", "", []),
+    ],
+)
+def test_stop_strings_are_looked_for_in_what_is_shown(script, stop, text, calls):
+    for tools in (TOOLS, ()):
+        with running(script) as engine:
+            params = SamplingParams(temperature=0, stop=("never", stop))
+            request = GenerationRequest(messages=QUESTION, tools=tools, params=params)
+            outputs = list(engine.submit(request))
+        if tools or not calls:
+            assert ("".join(output.text for output in outputs), calls_of(outputs)) == (text, calls)
+        assert outputs[-1].finish_reason is FinishReason.STOP
+
+
 @pytest.mark.parametrize("streamed", [False, True])
 def test_a_round_trip_of_openais_client(streamed):
     """Over HTTP: the tools in, the call out, its result in, the answer out."""

@@ -4,11 +4,13 @@ import io
 
 import pytest
 import sentencepiece
+from hypothesis import given
+from hypothesis import strategies as st
 
 from server.core import GenerationRequest, Message, SamplingParams
 from server.engine.answer import AnswerText
 from server.engine.detokenizer import StreamingDetokenizer
-from tests.engine.doubles import PlainFamily
+from tests.engine.doubles import AsciiTokenizer, PlainFamily
 
 TEXTS = [
     "Hello world, this is fine.",
@@ -88,3 +90,18 @@ def test_stop_string_that_spans_tokens(tokenizer):
             break
     assert "".join(parts) + answer.flush() == "hello 你好 "
     assert answer.stopped
+
+
+@given(text=st.text("ab ", max_size=30), stops=st.lists(st.text("ab ", min_size=1, max_size=4), max_size=3))
+def test_stop_strings_end_an_answer_as_soon_as_one_is_complete(text, stops):
+    request = GenerationRequest(messages=(Message("user", "?"),), params=SamplingParams(stop=tuple(stops)))
+    answer = AnswerText(PlainFamily(), AsciiTokenizer(), request, ())
+    streamed = ""
+    for character in text:
+        streamed += answer.add(ord(character))
+        if answer.stopped:
+            break
+    read = next((text[:end] for end in range(len(text) + 1) if any(stop in text[:end] for stop in stops)), None)
+    wanted = text if read is None else read[: min(read.find(stop) for stop in stops if stop in read)]
+    assert streamed + answer.flush() == wanted
+    assert answer.stopped == (read is not None)

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from server.core import FinishReason, GenerationRequest, Message, Overflow, SamplingParams
+from server.engine.answer import LocalRequestStream
 from server.engine.prompting import fit_prompt
-from server.errors import BadRequest, ContextOverflow, Overloaded
+from server.errors import BadRequest, ContextOverflow, Overloaded, ShuttingDown
 from tests.engine.doubles import EOS, VOCAB, AsciiTokenizer, HashNetwork, PlainFamily, expected, make_engine
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12)
@@ -356,10 +357,23 @@ def test_closing_the_engine_ends_streams_and_refuses_new_ones(engine_with):
     waiting = engine.submit(ids_request([2]))
     running.get(timeout=10)
     engine.close()
-    assert list(running)[-1].finish_reason is FinishReason.ABORT
-    assert list(waiting)[-1].finish_reason is FinishReason.ABORT
-    with pytest.raises(Overloaded):
+    for stream in (running, waiting):  # no interruption that somebody wished for: a client must not take it for an end
+        last = list(stream)[-1]
+        assert (last.finish_reason, last.error.code) == (FinishReason.ERROR, "shutting_down")
+    with pytest.raises(ShuttingDown):
         engine.submit(ids_request([3]))
+
+
+def test_the_prompt_is_told_however_late_its_reader_comes(engine_with, monkeypatch):
+    class Late(LocalRequestStream):
+        def __init__(self, sequence, *args):
+            time.sleep(0.05)
+            super().__init__(sequence, *args)
+
+    monkeypatch.setattr("server.engine.local.LocalRequestStream", Late)
+    stream = engine_with().submit(ids_request([65, 66]))
+    assert (stream.prompt_ids, stream.prompt_text) == ((65, 66), "AB")
+    assert collect(stream)[0] == expected([65, 66], 12)
 
 
 def test_nothing_new_within_the_timeout(engine_with):
