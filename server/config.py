@@ -28,6 +28,7 @@ from server.option_types import (
     LOG,
     NAME,
     ORIGINS,
+    SERVER,
     TEXT,
     URL,
     Kind,
@@ -109,7 +110,7 @@ class Config:
         zh="处理这个文件夹里的请求文件 requests/*.request（命令 spool 默认用当前文件夹；命令 serve 默认不处理）",
         en="folder with request files requests/*.request (spool: by default the current one; serve: none)",
         commands=("serve", "spool"))
-    url: str = option("", URL,
+    url: str = option("", SERVER,
         zh="与这个地址（http://主机:端口）上正在运行的服务对话，这里不加载模型",
         en="talk to the server that runs at http://HOST:PORT; no model is loaded here", commands=CHAT)
     prefix: str = option("", TEXT, zh="所有回答的开头", en="what every answer starts with", commands=CHAT)

@@ -38,7 +38,7 @@ def help_text(program: str, command: str, rows: Mapping[str, Field], language: s
 
 def _shown_default(row: Field, zh: bool) -> str:
     value = row.default
-    if value is None and row.name != "config":
+    if value is None and row.name not in ("config", "spool"):
         return "auto"
     if isinstance(value, Path):
         return value.name

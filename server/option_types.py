@@ -91,6 +91,14 @@ def _cast_origins(value: str, base: Path) -> tuple[str, ...]:
     return () if origins == ("none",) else origins
 
 
+def _cast_server(value: str, base: Path) -> str:
+    """An address as users have it at hand: without http://, or with the /v1 that OpenAI's clients are given."""
+    address = value if "://" in value else f"http://{value}"
+    if not re.fullmatch(r"https?://[^\s/]\S*", address):
+        raise ValueError
+    return address.rstrip("/").removesuffix("/v1")
+
+
 BITS = Kind(_cast_bits, "4|8|16|0|auto", "4、8、16、0（即 16）、auto", "4, 8, 16, 0 (meaning 16), auto")
 FLAG = Kind(_cast_flag, "", "true 或 false", "true or false", bare="true", negated="false")
 FILE = Kind(_cast_path, "FILE", "文件名，或 none", "a file name or none")
@@ -98,6 +106,8 @@ FOLDER = Kind(_cast_path, "DIR", "文件夹，或 none", "a folder or none")
 LOG = FILE._replace(metavar="PATH", negated="none")
 ORIGINS = Kind(_cast_origins, "ORIGINS", "用逗号隔开的来源、* 或 none", "origins separated by commas, * or none")
 URL = text("URL", r"https?://\S+", "http:// 或 https:// 开头的网址", "an address that starts with http:// or https://")
+SERVER = Kind(_cast_server, "URL", "服务的地址，例如 http://127.0.0.1:5178",
+              "a server's address, e.g. http://127.0.0.1:5178")
 DEVICE = Kind(_cast_device, "auto|cpu|cuda|cuda:N", "auto、cpu（或 -1）、cuda、cuda:N（或 N，显卡的编号）",
               "auto, cpu (or -1), cuda, cuda:N (or N, a GPU's number)")
 TEXT = text("TEXT", r"(?s).*", "文字", "a text")

@@ -62,9 +62,10 @@ def serve(config: Config) -> int:
         # in a thread of its own, so that the main thread can take signals on Windows too
         http = threading.Thread(target=server.run, name="http", daemon=True)
         http.start()
+        spool = _make_spool(say, files, engine, profile, config, chat_log) if files else None
         _print_ready(say, settings.addresses, config)
         try:
-            with _beside(_make_spool(say, files, engine, profile, config, chat_log) if files else None, told):
+            with _beside(spool, told):
                 if config.browser:
                     webbrowser.open(settings.addresses[0])
                 while http.is_alive() and not told.wait(0.5):  # without a timeout Windows would not deliver Ctrl+C
@@ -105,6 +106,7 @@ def spool(config: Config) -> int:
         print_choice(say, folder, profile)
         engine = build_engine(config, folder, profile)
         _make_spool(say, files, engine, profile, config, chat_log).run(_watch_signals())
+        say("正在停止……", "stopping ...")
         engine.close(timeout=_SHUTDOWN_SECONDS)
     return 0
 
@@ -214,6 +216,10 @@ def _print_ready(say: Callable[[str, str], None], addresses: Sequence[str], conf
             f"只有本机能访问；要让局域网里的机器也能用，启动时加 --host 0.0.0.0，地址是 http://{lan[0]}:{port}",
             f"only this machine can reach it; for others start with --host 0.0.0.0: http://{lan[0]}:{port}",
         )
+    say(
+        f"接口说明：{addresses[0]}/docs；OpenAI 客户端用 {addresses[0]}/v1",
+        f"all calls are described at {addresses[0]}/docs; for OpenAI's clients: {addresses[0]}/v1",
+    )
     body = '{"query":"你好","stream":true}'
     # cmd.exe knows no single quotes
     quoted = '"' + body.replace('"', '\\"') + '"' if os.name == "nt" else f"'{body}'"

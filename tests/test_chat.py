@@ -52,9 +52,11 @@ def test_commands(typed, command):
 def test_options():
     chosen = parse(["chat", "--prefix", "", "--temperature", "0", "--top-p", "1", "--url", "http://a"], env={})
     assert (chosen.prefix, chosen.temperature, chosen.top_p, chosen.url) == ("", 0.0, 1.0, "http://a")
+    for typed in ("host:5178", "http://host:5178/", "http://host:5178/v1", "host:5178/v1/"):
+        assert parse(["chat", "--url", typed], env={}).url == "http://host:5178"
     assert parse(["chat"], env={}).log_level == "warning"
     assert parse(["chat"], env={"CHATGLM_LOG_LEVEL": "debug"}).log_level == "debug"
-    for wrong in (["--temperature", "2.1"], ["--temperature", "nan"], ["--top-p", "-1"], ["--url", "host:5178"]):
+    for wrong in (["--temperature", "2.1"], ["--temperature", "nan"], ["--top-p", "-1"], ["--url", "ftp://host"]):
         with pytest.raises(StartupError, match=wrong[0]):
             parse(["chat", *wrong], env={})
 

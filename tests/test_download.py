@@ -334,8 +334,10 @@ def test_the_option_that_is_named_is_the_one_that_was_given(tmp_path):
     with pytest.raises(StartupError, match="write --embedding-model ") as caught:
         ensure_model(str(file), SENTENCE, root=tmp_path)
     assert caught.value.param == "embedding_model"
-    with pytest.raises(StartupError, match=r"Did you mean text2vec-large-chinese\?"):
+    (tmp_path / "THUDM" / "demo").mkdir(parents=True)
+    with pytest.raises(StartupError, match=r"no sentence model .*Did you mean text2vec-large-chinese\?") as caught:
         ensure_model("text2vec-large", SENTENCE, root=tmp_path)
+    assert "demo" not in caught.value.en
     with pytest.raises(ModelError, match=r"lacks tokenizer\.json or vocab"):
         ensure_model(str(file.parent), SENTENCE, root=tmp_path)
 

@@ -19,14 +19,14 @@ _HELP = (
     """\
 /prefix 文字   以后的回答都以这些文字开头；只写 /prefix 就取消
 clear          清空对话历史
-stop           退出，也可以按 Ctrl+D
+stop           退出，也可以写 exit，或按 Ctrl+D
 /help          显示这些说明
 Ctrl+C         停止正在生成的回答，已有的文字留在对话里
 Alt+Enter      换行，也可以在行末写 \\；粘贴进来的多行文字是一个问题""",
     """\
 /prefix TEXT   answers start with TEXT from now on; /prefix alone ends that
 clear          forgets the conversation so far
-stop           leaves; so does Ctrl+D
+stop           leaves; so do exit and Ctrl+D
 /help          shows this page
 Ctrl+C         stops the answer that is coming; its text so far stays in the conversation
 Alt+Enter      starts a new line; so does \\ at the end of one. Pasted lines are one question""",

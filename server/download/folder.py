@@ -18,6 +18,8 @@ class ModelKind(NamedTuple):
     """What the folders of one kind of model have in common, beside config.json and weights."""
 
     option: str  # the field of Config that names such a model
+    zh: str  # what such a model is called
+    en: str
     # names that can be downloaded: the folder under THUDM -> repositories, the next one is asked where one is unknown
     repositories: Mapping[str, tuple[str, ...]]
     tokenizers: tuple[str, ...]  # one of these files is there
@@ -25,6 +27,8 @@ class ModelKind(NamedTuple):
 
 
 CHAT = ModelKind(
+    "model",
+    "模型",
     "model",
     {
         "chatglm2-6b": ("THUDM/chatglm2-6b", "zai-org/chatglm2-6b"),
@@ -36,6 +40,8 @@ CHAT = ModelKind(
 )
 SENTENCE = ModelKind(
     "embedding_model",
+    "句向量模型",
+    "sentence model",
     {"text2vec-large-chinese": ("GanymedeNil/text2vec-large-chinese",)},
     ("tokenizer.json", "vocab.txt", "sentencepiece.bpe.model"),
     ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "LICENSE"),
@@ -148,11 +154,12 @@ def _not_a_folder(file: Path, kind: ModelKind) -> StartupError:
 
 
 def _unknown(name: str, home: Path, kind: ModelKind) -> StartupError:
-    there = sorted({*kind.repositories, *(path.name for path in home.glob("*") if path.is_dir())})
+    usable = (path.name for path in home.glob("*") if path.is_dir() and not missing_files(path, kind))
+    there = sorted({*kind.repositories, *usable})
     near = difflib.get_close_matches(name.replace("\\", "/").rpartition("/")[2], there, n=1)
     zh, en = (f"是不是 {near[0]}？", f" Did you mean {near[0]}?") if near else ("", "")
     return StartupError(
-        f"没有叫 {name} 的模型：它不是文件夹，也不在 {home} 里。{zh}可用的有：{'、'.join(there)}。",
-        f"There is no model {name}: it is not a folder, and not in {home}.{en} Available: {', '.join(there)}.",
+        f"没有叫 {name} 的{kind.zh}：它不是文件夹，也不在 {home} 里。{zh}可用的有：{'、'.join(there)}。",
+        f"There is no {kind.en} {name}: it is not a folder, and not in {home}.{en} Available: {', '.join(there)}.",
         param=kind.option,
     )
