@@ -79,7 +79,7 @@ class Client:
         self.desk.ask("1", query, history)
 
     def expect(self, query: str, history: str | None) -> None:
-        self.asked = ANSWER(query, *ROUNDS[history])
+        self.history, self.asked = history, ANSWER(query, *ROUNDS[history])
         self.expected.append(self.asked)
 
     def collect(self) -> bool:
@@ -124,6 +124,13 @@ def changes_the_history(client):
         client.desk.write("1.history", NEW)
 
 
+def rewrites_the_request_alone(client):
+    if not client.collect() and (client.desk.requests / "1.request").exists():
+        client.give_up()
+        client.expect(SECOND, client.history)
+        client.desk.write("1.request", SECOND)
+
+
 def asks_anew(history):
     def act(client):
         client.give_up()
@@ -146,6 +153,7 @@ ACTIONS = {
     "asks another": asks_again(SECOND, None),
     "asks another with a history": asks_again(SECOND, NEW),
     "changes the history": changes_the_history,
+    "rewrites the request alone": rewrites_the_request_alone,
     "withdraws": withdraws,
 }
 
@@ -198,7 +206,9 @@ def test_no_request_is_lost_and_none_answered_twice(desks, history, action):
     [
         (".request", None, asks_anew(None)), (".request", None, asks_anew(NEW)),
         (".request", OLD, asks_anew(None)), (".request", OLD, asks_anew(NEW)),
-        (".history", OLD, asks_anew(None)), (".history", OLD, asks_anew(NEW)), (".history", OLD, changes_the_history),
+        (".request", None, changes_the_history), (".request", OLD, changes_the_history),
+        (".request", None, rewrites_the_request_alone), (".request", OLD, rewrites_the_request_alone),
+        (".history", OLD, asks_anew(None)), (".history", OLD, asks_anew(NEW)),
     ],
 )  # fmt: skip
 def test_a_request_that_is_replaced_while_it_is_moved(desks, moment, history, act):

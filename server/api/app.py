@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import re
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from flask import Flask, Response, g, request
 from flask_cors import CORS
@@ -15,6 +18,9 @@ from server.api.dialect import ApiSettings, json_response
 from server.core import Engine
 from server.errors import BadRequest, MethodNotAllowed, NotFound, Overloaded, PayloadTooLarge, ServerError
 
+if TYPE_CHECKING:
+    from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment  # new in Python 3.11
+
 log = logging.getLogger(__name__)
 
 
@@ -22,7 +28,7 @@ def create_app(engine: Engine, settings: ApiSettings) -> Flask:
     """The WSGI application for one engine."""
     app = Flask("chatglm-portable", template_folder=str(webui.FOLDER), static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
-    app.url_map.merge_slashes = False  # else // is answered with a redirect
+    app.wsgi_app = _merge_slashes(app.wsgi_app)
     CORS(
         app,
         origins=settings.cors_origins,
@@ -38,12 +44,26 @@ def create_app(engine: Engine, settings: ApiSettings) -> Flask:
 
     @app.errorhandler(Exception)
     def fail(error: Exception) -> Response:
-        response = _error_response(_as_server_error(error, settings))
+        known = _as_server_error(error, settings)
+        if isinstance(error, ServerError) and error.status >= 500:
+            what = (request.method, request.path[:80], request.remote_addr)
+            log.warning("%s %s from %s: %d %s", *what, error.status, error)
+        response = _error_response(known)
         if isinstance(error, exceptions.MethodNotAllowed):
             response.allow.update(error.valid_methods or ())
         return response
 
     return app
+
+
+def _merge_slashes(wsgi_app: WSGIApplication) -> WSGIApplication:
+    """For clients that put a path behind a base URL with a slash at its end; Flask's redirect would lose a POST."""
+
+    def merged(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        environ["PATH_INFO"] = re.sub("/+", "/", environ["PATH_INFO"])
+        return wsgi_app(environ, start_response)
+
+    return merged
 
 
 def language_of(accept_language: str, default: str) -> str:

@@ -88,5 +88,7 @@ def to_json(value: Any) -> bytes:
 
 
 def json_response(value: Any, status: int = 200) -> Response:
+    """A response of a value, or of the bytes of one that is JSON already."""
+    body = value if isinstance(value, bytes) else to_json(value)
     # the charset is for Windows PowerShell 5.1, which else reads JSON as Latin-1
-    return Response(to_json(value), status, content_type="application/json; charset=utf-8")
+    return Response(body, status, content_type="application/json; charset=utf-8")

@@ -24,6 +24,10 @@ from server.core import Message
 from server.errors import BadRequest
 
 AnyFields = TypeVar("AnyFields", bound="Fields")
+Element = TypeVar("Element")
+
+# every list is one: a million wrong elements would take seconds, and the first is the one to name
+Array = Annotated[list[Element], Field(fail_fast=True)]
 
 
 class Fields(BaseModel):
@@ -79,7 +83,7 @@ def _listed(value: Any) -> list[Any]:
 
 def texts(*, least: int = 0, most: int) -> Any:
     """The type of a field that takes a text or an array of ``least`` to ``most`` of them, as a list."""
-    many = Annotated[list[Text], Field(min_length=least, max_length=most)]
+    many = Annotated[Array[Text], Field(min_length=least, max_length=most)]
     return Annotated[many, BeforeValidator(_listed, json_schema_input_type=str | many)]
 
 
@@ -112,8 +116,8 @@ def _pairs(rounds: list[list[str]]) -> list[list[str]]:
 
 
 _EVEN_SCHEMA = WithJsonSchema({"type": "array", "items": {"type": "string"}, "minItems": 2})
-_Rounds = Annotated[list[Text], AfterValidator(_even), _EVEN_SCHEMA]
-History = Annotated[list[_Rounds], BeforeValidator(_from_text), AfterValidator(_pairs)]
+_Rounds = Annotated[Array[Text], AfterValidator(_even), _EVEN_SCHEMA]
+History = Annotated[Array[_Rounds], BeforeValidator(_from_text), AfterValidator(_pairs)]
 
 
 def conversation(history: list[list[str]], query: str) -> tuple[Message, ...]:

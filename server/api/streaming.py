@@ -126,14 +126,13 @@ def sse(data: Any, *, event: str = "") -> bytes:
     return (f"event: {event}\n".encode() if event else b"") + b"data: " + to_json(data) + b"\n\n"
 
 
-def stream_response(events: Iterable[bytes], answer: Answer, *others: Answer) -> Response:
-    """An event stream, each event one write; the answers' streams are closed however the response ends."""
+def stream_response(events: Iterable[bytes], answer: Answer) -> Response:
+    """An event stream, each event one write; the answer's stream is closed however the response ends."""
     response = Response(events, content_type="text/event-stream; charset=utf-8")
     response.headers["Cache-Control"] = "no-cache"
     response.headers["X-Accel-Buffering"] = "no"  # nginx would collect events
     # not in a finally of the generator: one that was never started does not run it
-    for ended in (answer, *others):
-        response.call_on_close(ended.end)
+    response.call_on_close(answer.end)
     return with_request_id(response, answer)
 
 

@@ -22,9 +22,10 @@ from server.core import (
     RequestStream,
     SamplingParams,
 )
-from server.errors import BadRequest, GenerationFailed, Overloaded, ServerError
-from server.spool.folder import Inputs, SpoolFolder
+from server.errors import BadRequest, GenerationFailed, Overloaded, ServerError, ShuttingDown
+from server.spool.folder import SpoolFolder
 from server.spool.names import check_name
+from server.spool.stamps import Inputs
 
 SETTLE = 0.5  # seconds that a request and its history must stay as they are before they are taken for complete
 SETTLE_EMPTY = 10.0  # the same for an empty request: `program > NAME.request` makes one until the program writes
@@ -53,14 +54,16 @@ class _Running:
 @dataclass
 class _Refused:
     inputs: Inputs
-    noted: bool  # NAME.error could be written
+    sentence: str
+    noted: bool = False  # NAME.error could be written
 
 
 class Spool:
     """Gives a folder's requests to an engine, ``at_once`` at a time in order of arrival, and writes the answers.
 
     ``read(request, history)`` makes messages of the bytes of the two files and raises ServerError; ``record`` is the
-    chat log's. A request that is refused is tried again when it changes or its NAME.error is removed.
+    chat log's. A request that is refused is tried again when it changes, its NAME.error is removed or the program is
+    started again.
     """
 
     def __init__(
@@ -84,15 +87,16 @@ class Spool:
         self._refused: dict[str, _Refused] = {}
         self._running: dict[str, _Running] = {}
         self._answered: dict[str, tuple[Inputs, str]] = {}
-        self._stored: dict[str, str | None] = folder.jobs()  # JOB -> name
+        self._stored: dict[str, str | None] = dict(folder.left)  # JOB -> name
         self._troubles: set[tuple[str, str]] = set()  # that were told
         self._next_scan = self._next_start = 0.0  # monotonic seconds
-        self._quitting = False
+        self._status_failed = self._quitting = False
 
     def run(self, told: threading.Event) -> None:
         """Answer requests until ``told`` is set or quit.flag is put up.
 
-        Answers that are being made when ``told`` is set are dropped; their requests stay in the folder.
+        Answers that are being made when ``told`` is set are dropped; their requests stay in the folder. Raises
+        StartupError if the folder was removed and another program answers the new one.
         """
         _print_info("Loaded.")
         _print_info("Running...")
@@ -108,8 +112,10 @@ class Spool:
         for name in list(self._running):
             self._read_answer(name)
         self._save()
-        with self._tolerating("flags"):
-            self._obey_flags()
+        with self._tolerating("quit.flag"):
+            self._obey_quit()
+        with self._tolerating("status.flag"):
+            self._obey_status()
         if time.monotonic() >= self._next_scan:
             with self._tolerating("requests"):
                 self._scan()
@@ -117,14 +123,19 @@ class Spool:
             self._start_waiting()
         return bool(self._running) or not self._quitting
 
-    def _obey_flags(self) -> None:
-        if self._folder.flag_is_up("status"):
-            self._scan()
-            self._folder.write_status(self._status())
+    def _obey_quit(self) -> None:
         if self._folder.flag_is_up("quit") and not self._quitting:
             self._quitting = True
             log.info("quit.flag: %d answers to finish", len(self._running))
             self._folder.lower_flag("quit")
+
+    def _obey_status(self) -> None:
+        if not self._folder.flag_is_up("status") or (self._status_failed and time.monotonic() < self._next_scan):
+            return
+        self._status_failed = True
+        self._scan()
+        self._folder.write_status(self._status())
+        self._status_failed = False
 
     def _status(self) -> str:
         """The original's ``Status`` in its only word, and what it did not say."""
@@ -140,7 +151,11 @@ class Spool:
 
     def _scan(self) -> None:
         """See which requests came, went and changed."""
-        before = time.thread_time()
+        worked, passed = time.thread_time(), time.perf_counter()
+        if not self._folder.is_claimed():
+            self._folder.claim()
+            log.warning("%s was removed; going on with the new one", self._folder.requests)
+            self._stored = dict(self._folder.left)
         seen = self._folder.scan()
         for table in (self._waiting, self._refused):
             for name in table.keys() - seen.keys():
@@ -153,19 +168,16 @@ class Spool:
         for name, inputs in seen.items():
             if name not in busy:
                 self._admit(name, inputs)
-        pause = (time.thread_time() - before) / SCAN_SHARE
+        # the first of them steps by 16 ms on Windows, the second one counts what others do
+        pause = min(time.thread_time() - worked, time.perf_counter() - passed) / SCAN_SHARE
         self._next_scan = time.monotonic() + min(max(pause, IDLE), SCAN_LONGEST)
 
     def _admit(self, name: str, inputs: Inputs) -> None:
         if refused := self._refused.get(name):
-            if refused.inputs == inputs and not (refused.noted and self._folder.refused_at(name) is None):
+            if refused.inputs == inputs and (not refused.noted or self._folder.is_refused(name)):
+                self._note(name, refused)
                 return
             del self._refused[name]
-        elif name not in self._waiting:
-            noted = self._folder.refused_at(name)  # before this start of the program
-            if noted is not None and noted >= max(stamp.changed for stamp in inputs if stamp):
-                self._refused[name] = _Refused(inputs, True)
-                return
         waiting = self._waiting.setdefault(name, _Waiting(inputs, time.monotonic()))
         if waiting.inputs != inputs:
             waiting.inputs, waiting.since = inputs, time.monotonic()
@@ -217,8 +229,8 @@ class Spool:
                 return
 
     def _end(self, name: str, running: _Running, final: RequestOutput) -> None:
-        if final.finish_reason is FinishReason.ABORT:
-            return  # the engine stops, or somebody interrupted it: the request is still there
+        if final.finish_reason is FinishReason.ABORT or isinstance(final.error, ShuttingDown):
+            return  # somebody interrupted it, or the engine stops: the request is still there
         if self._record:
             self._record(
                 client="spool",
@@ -236,7 +248,10 @@ class Spool:
         """Bring answers into requests/; what fails is tried again in the next turn."""
         for name, (inputs, text) in list(self._answered.items()):
             with self._tolerating(name):
-                self._stored[self._folder.store(name, inputs, text.encode())] = name
+                try:
+                    self._stored[self._folder.store(name, inputs, text.encode())] = name
+                except ServerError as error:
+                    self._refuse(name, inputs, error)
                 del self._answered[name]
         for job, name in list(self._stored.items()):
             with self._tolerating(name or job):
@@ -249,10 +264,15 @@ class Spool:
         sentence = error.text(self._language)
         log.warning("%r: %s", name, sentence)
         self._waiting.pop(name, None)
-        refused = self._refused[name] = _Refused(inputs, False)
-        with self._tolerating(name):
-            self._folder.refuse(name, sentence)
-            refused.noted = True
+        self._refused[name] = _Refused(inputs, sentence)
+        self._note(name, self._refused[name])
+
+    def _note(self, name: str, refused: _Refused) -> None:
+        """Write NAME.error unless it has been; what fails is tried again with the next scan."""
+        if not refused.noted:
+            with self._tolerating(name):
+                self._folder.refuse(name, refused.sentence)
+                refused.noted = True
 
     @contextlib.contextmanager
     def _tolerating(self, subject: str) -> Iterator[None]:

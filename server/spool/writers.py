@@ -27,16 +27,27 @@ def lock(file: IO[bytes]) -> bool:
 def is_being_written(path: str) -> bool:
     """True if a program has the file open for writing, as far as the system tells.
 
-    Windows refuses to rename a file that somebody has open. Linux grants a read lease only where nobody has the file
-    open for writing; it tells nothing about other users' files. Elsewhere this is always False.
+    Windows opens a file for one who does not share writing only where nobody has it open for writing. Linux grants a
+    read lease only there; it tells nothing about other users' files. Elsewhere this is always False.
     """
-    if os.name == "nt":
-        try:
-            os.rename(path, path)
-        except PermissionError:
-            return True
-        return False
-    return _lease_refused(path)
+    return _is_shared_for_writing(path) if os.name == "nt" else _lease_refused(path)
+
+
+def _is_shared_for_writing(path: str) -> bool:
+    """Windows; true as well where somebody keeps others from reading the file."""
+    import ctypes
+    from ctypes import wintypes
+
+    generic_read, share_read, share_delete, open_existing, sharing_violation = 0x80000000, 1, 4, 3, 32
+    kernel32 = ctypes.WinDLL("kernel32", use_last_error=True)  # type: ignore[attr-defined]
+    create, dword = kernel32.CreateFileW, wintypes.DWORD
+    create.argtypes = (wintypes.LPCWSTR, dword, dword, wintypes.LPVOID, dword, dword, wintypes.HANDLE)
+    create.restype = wintypes.HANDLE
+    handle = create(path, generic_read, share_read | share_delete, None, open_existing, 0, None)
+    if handle == wintypes.HANDLE(-1).value:
+        return ctypes.get_last_error() == sharing_violation  # type: ignore[attr-defined]
+    kernel32.CloseHandle(wintypes.HANDLE(handle))
+    return False
 
 
 def _lease_refused(path: str) -> bool:

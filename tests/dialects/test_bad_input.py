@@ -1,6 +1,7 @@
 """What a client may get wrong, and the status and the sentence that it hears."""
 
 import pytest
+from pydantic import ValidationError
 
 from server.api.app import create_app, language_of
 from server.api.dialect import ApiSettings
@@ -139,6 +140,26 @@ def test_fields(path, shape, body, language, sentence):
     assert answer(body, language, path, shape) == sentence
 
 
+ROUTES = [(path, route) for path, candidates in by_path().items() for _, route in candidates]
+MANY = 2000
+MANY_WRONG = (
+    *([wrong] * MANY for wrong in (0, {}, [], [{}] * MANY)),
+    ["a", *[{}] * MANY],
+    {f"a{i}": {} for i in range(MANY)},
+)
+
+
+@pytest.mark.parametrize(("path", "route"), ROUTES, ids=[f"{path} {route.fields.__name__}" for path, route in ROUTES])
+def test_no_more_than_the_first_of_many_wrong_elements_is_looked_at(path, route):
+    """One error takes microseconds; a body has room for millions."""
+    for field in route.fields.model_fields:
+        for value in MANY_WRONG:
+            try:
+                route.fields.model_validate({field: value})
+            except ValidationError as error:
+                assert sum(detail["loc"][0] == field for detail in error.errors()) <= 1
+
+
 @pytest.mark.parametrize(("body", "sentence"), BODIES, ids=[sentence for _, sentence in BODIES])
 @pytest.mark.parametrize("path", SHAPES)
 def test_bodies(path, body, sentence):
@@ -206,6 +227,15 @@ def test_unknown_path():
     assert response.status_code == 404
     paths = ", ".join([*map(template, by_path()), "/docs"])
     assert response.json["message"] == f"There is no /v2/x. There are: {paths}."
+
+
+def test_double_slashes_of_a_base_url_that_ends_with_one():
+    for path in ("/v1//chat/completions", "//chat//", "///"):
+        fields = {"messages": [{"role": "user", "content": "q"}], "prompt": "q"}
+        response = client().post(f"http://localhost{path}", json=fields)
+        assert response.status_code == 200 and '"a"' in response.text
+    assert client().get("http://localhost//generate?query=//").status_code == 200
+    assert client().get("/v1//models").json["object"] == "list"
 
 
 def test_wrong_method():

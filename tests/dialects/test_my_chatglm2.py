@@ -7,7 +7,7 @@ import pytest
 from server.api import chatlog
 from server.api.chatlog import open_chat_log
 from server.core import Message, Overflow
-from server.errors import StartupError
+from server.errors import Overloaded, StartupError
 from tests.dialects import recorded
 from tests.dialects.recorded import FAILURE, REFUSALS, client_of, engine_for
 from tests.fake_engine import FakeEngine
@@ -74,6 +74,15 @@ def test_interrupt_means_the_callers_own_answers_unless_an_id_is_named():
         assert client.post("/interrupt", **send).json == {"message": "OK", "success": True}
     mine = {"request_id": None, "client": "127.0.0.1"}
     assert engine.aborts == [mine, mine, mine, {"request_id": "x", "client": None}, mine]
+
+
+def test_what_the_server_cannot_do_now_is_in_its_log(caplog):
+    engine = FakeEngine()
+    post(engine, query=7)
+    assert caplog.text == ""
+    engine.refuse = Overloaded("服务器已满。", "The server is full.")
+    post(engine, query="q")
+    assert "POST /generate from 127.0.0.1: 503 The server is full." in caplog.text
 
 
 def test_retry_after():

@@ -83,9 +83,18 @@ def events(response):
     return [json.loads(part[6:]) for part in parts[:-2]]
 
 
+class Engine(FakeEngine):
+    """PROMPT's ids are given as a text without the space, as a real tokenizer does."""
+
+    def submit(self, request):
+        stream = super().submit(request)
+        stream.prompt_text = "山"
+        return stream
+
+
 def engine_for(name):
     kind = next((kind for kind in SCRIPTS if kind in name), None)
-    engine = FakeEngine(*SCRIPTS.get(kind, ("你", "好\n", '😀"')))
+    engine = Engine(*SCRIPTS.get(kind, ("你", "好\n", '😀"')))
     engine.refuse = REFUSALS.get(name)
     return engine
 

@@ -3,9 +3,11 @@
 import json
 
 import pytest
+from pydantic import ValidationError
 
 from server.api.app import create_app
 from server.api.dialect import ApiSettings
+from server.api.routing import by_path
 from tests.fake_engine import FakeEngine
 
 CHAT, TEXT, EMBEDDINGS = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
@@ -33,13 +35,8 @@ SHARED = [
         "{} 应为不小于 0、不大于 2 的数，收到的是 2.5。",
         "{} must be a number of at least 0 and at most 2, but 2.5 was given.",
     ),
-    ({"n": 0}, "n", None, "{} must be a number of at least 1, but 0 was given."),
-    (
-        {"n": 5},
-        "n",
-        "这个请求要同时生成 5 个回答，本服务器最多 4 个。",
-        "This request is for 5 answers at once; this server makes 4 at most.",
-    ),
+    ({"n": 0}, "n", None, "{} must be a number of at least 1 and at most 128, but 0 was given."),
+    ({"n": 129}, "n", None, "{} must be a number of at least 1 and at most 128, but 129 was given."),
     ({"n": 10**15}, "n", None, None),
     ({"frequency_penalty": -3}, "frequency_penalty", None, None),
     ({"seed": 2**63}, "seed", None, None),
@@ -86,6 +83,12 @@ SHARED = [
         "{} must be a number of at most 100, but 100.5 was given.",
     ),
     ({"logit_bias": {"5": True}}, "logit_bias.5", None, "{} must be a number, but true was given."),
+    (
+        {"logit_bias": {str(i): 1 for i in range(1025)}},
+        "logit_bias",
+        "{} 有 1025 项，最多允许 1024 项。",
+        "{} has 1025 elements; at most 1024 are allowed.",
+    ),
     ({"model": 5}, "model", None, "{} must be a string, but 5 was given."),
 ]
 
@@ -229,7 +232,19 @@ TEXTS = [
     ({"prompt": [[5], [5.5]]}, "prompt[1][0]", None, "{} must be a whole number, but 5.5 was given."),
     ({"prompt": ["a"] * 2049}, "prompt", None, "{} has 2049 elements; at most 2048 are allowed."),
     ({"prompt": ["a", "\ud800"]}, "prompt[1]", None, "{} holds half of a surrogate pair."),
-    ({"prompt": ["a"] * 3, "n": 2, "stream": True}, "n", None, None),
+    (
+        {"prompt": ["a"] * 1025, "n": 2},
+        "n",
+        "这个请求要生成 2050 个回答，最多允许 2048 个。",
+        "This request is for 2050 answers; at most 2048 are allowed.",
+    ),
+    (
+        {"prompt": ["a" * 2**18, "b" * (2**18 + 1)], "echo": True, "logprobs": 0},
+        "prompt",
+        "带 echo 和 logprobs 时 {} 合计（乘以 n）最多 524288 个字符或 token，收到 524289 个。请分批。",
+        "With echo and logprobs the {}s may have 524288 characters or token ids in all (times n), but they have "
+        "524289; send them in several requests.",
+    ),
     ({"logprobs": 6}, "logprobs", None, "{} must be a number of at least 0 and at most 5, but 6 was given."),
     ({"n": 2, "best_of": 3}, "best_of", "{} 只能等于 n。", "{} can only be equal to n."),
     ({"suffix": "x"}, "suffix", "不支持 {}：模型只会往后写。", "{} is not supported: the model only writes on."),
@@ -273,6 +288,26 @@ def test_wrong_fields(path, fields, field, zh, en):
         assert (response.status_code, list(error)) == (400, ["message", "type", "param", "code"])
         assert (error["type"], error["param"]) == ("invalid_request_error", field)
         assert sentence is None or error["message"] == sentence.replace("{}", field)
+
+
+MANY = 2000
+NESTED = [
+    (CHAT, {"messages": [{"role": "user", "content": [0] * MANY}]}),
+    (CHAT, {"messages": [{"role": "user", "content": [{"text": "a"}] * MANY}] * MANY}),
+    (CHAT, {"messages": [{"role": "assistant", "tool_calls": [0] * MANY}] * MANY}),
+    (TEXT, {"prompt": [["a"] * MANY] * MANY}),
+    (TEXT, {"prompt": ["a", *[0] * MANY]}),
+    (CHAT, {"logit_bias": {f"a{i}": "b" for i in range(MANY)}}),
+    (TEXT, {"logit_bias": {f"a{i}": "b" for i in range(MANY)}}),
+]
+
+
+@pytest.mark.parametrize(("path", "fields"), NESTED)
+def test_no_more_than_the_first_of_many_wrong_elements_is_looked_at(path, fields):
+    [(_, route)] = by_path()[path]
+    with pytest.raises(ValidationError) as caught:
+        route.fields.model_validate(BASE[path] | fields)
+    assert caught.value.error_count() == 1
 
 
 def test_nothing_reaches_the_engine_of_a_request_that_is_refused():

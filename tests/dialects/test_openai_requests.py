@@ -156,7 +156,7 @@ ECHOES = [
     ({"prompt": "a", "logprobs": 5}, 5, None),
     ({"prompt": "a", "echo": True}, None, None),
     ({"prompt": "a", "echo": True, "logprobs": 0, "max_tokens": 0}, 0, 0),
-    ({"prompt": [5], "echo": True}, None, 0),  # only so is the text of ids known
+    ({"prompt": [5], "echo": True}, None, None),
     ({"prompt": [5], "echo": True, "logprobs": 2}, 2, 2),
 ]
 
@@ -166,6 +166,14 @@ def test_echo_and_logprobs_of_a_text(fields, logprobs, prompt_logprobs):
     params = asked(TEXT, **fields).params
     assert (params.logprobs, params.prompt_logprobs) == (logprobs, prompt_logprobs)
     assert params.max_tokens == fields.get("max_tokens", 16)
+
+
+def test_echoed_ids_are_the_models_text_of_them():
+    engine = FakeEngine("a")
+    fields = {"prompt": [[5], [6]], "echo": True}
+    assert [choice["text"] for choice in client_of(engine).post(TEXT, json=fields).json["choices"]] == ["<prompt>a"] * 2
+    stream = client_of(engine).post(TEXT, json={**fields, "stream": True}).data.decode()
+    assert stream.count('"<prompt>a"') == 2
 
 
 def test_best_of_may_repeat_n():

@@ -1,21 +1,20 @@
-"""The answers to one request, which may ask for many: started, and read at the same time by one thread."""
+"""The answers to one request, which may ask for many: some run at the same time, and one thread reads them."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
 
 from server.api.dialect import Call
 from server.api.streaming import POLL, Answer, ask
-from server.core import FinishReason, GenerationRequest, RequestOutput
-from server.errors import GenerationFailed, Overloaded
+from server.core import FinishReason, GenerationRequest, RequestOutput, Usage
+from server.errors import GenerationFailed, Overloaded, ShuttingDown
 
 TURN = 0.02  # seconds for one look at all answers of a request
-SHARE = 2  # a request for many answers leaves room for others: it takes one part of so many at once
-
-Running = tuple[int, Answer]  # with its index among the request's answers
+SHARE = 2  # a request for many answers leaves slots to others: it takes one part of so many at once
 
 
 def copies(request: GenerationRequest, n: int) -> list[GenerationRequest]:
@@ -27,82 +26,78 @@ def copies(request: GenerationRequest, n: int) -> list[GenerationRequest]:
     return [replace(request, params=replace(params, seed=seed)) for seed in seeds]
 
 
-def start_all(call: Call, requests: Sequence[GenerationRequest]) -> list[Answer]:
-    """All answers, or the exception of the first that cannot be started; the others are ended then."""
-    answers: list[Answer] = []
-    try:
-        for request in requests:
-            answers.append(ask(call, request))
-    except BaseException:
-        end_all(answers)
-        raise
-    return answers
+class Answers:
+    """Answers to any number of requests; a part of the engine's slots is used at once, and the rest wait here.
 
-
-def end_all(answers: Iterable[Answer]) -> None:
-    for answer in answers:
-        answer.end()
-
-
-def news(running: Sequence[Running]) -> Iterator[tuple[int, RequestOutput]]:
-    """One look at every answer: what is new, with the answer's index. Waits a moment where nothing is."""
-    for index, answer in running:
-        output = answer.read(POLL if len(running) == 1 else TURN / len(running))
-        if output:
-            yield index, output
-
-
-def still_running(answers: Iterable[Running]) -> list[Running]:
-    return [(index, answer) for index, answer in answers if not answer.final]
-
-
-def read_all(call: Call, requests: Sequence[GenerationRequest]) -> list[tuple[Answer, RequestOutput]]:
-    """Answers and all that they said, in the order of their requests; not all if the client leaves.
-
-    There may be any number: a part of the engine's capacity is used at once. Only the first is refused when the engine
-    is full, the others wait. Raises the first error, whichever request it is of, and GenerationFailed for an
-    interruption with requests left.
+    ``first`` is the first of them, ``running`` those that are being made, by their requests' indices, and ``usages``
+    has that of each one that has ended. Raises what ``Engine.submit`` does; Overloaded only for the first, for the
+    others wait until there is room, or when the server is stopping.
     """
-    answers: list[Answer] = []
-    running: list[Running] = []
-    said: list[list[RequestOutput]] = [[] for _ in requests]
-    try:
-        while True:
-            running = still_running(running)
-            running += _start_more(call, requests, answers, len(running))
-            if call.gone() or (not running and len(answers) == len(requests)):
-                break
-            if not running:
-                time.sleep(POLL)  # others have taken all the room
-            for index, output in news(running):
+
+    def __init__(self, call: Call, requests: Sequence[GenerationRequest]):
+        self.first = ask(call, requests[0])
+        self.running: dict[int, Answer] = {0: self.first}
+        self.usages = [Usage()] * len(requests)
+        self._call = call
+        self._most = max(1, call.engine.slots // SHARE)
+        self._waiting = deque(enumerate(requests[1:], 1))
+        try:
+            self._start_more()
+        except BaseException:
+            self.end()
+            raise
+
+    @property
+    def over(self) -> bool:
+        return not self.running and not self._waiting
+
+    def read(self) -> Iterator[tuple[int, RequestOutput]]:
+        """One look at every running answer: what is new, with its index. Waits a moment where nothing is.
+
+        Those that have ended make room for others. Raises an answer's error, and GenerationFailed for an interruption
+        with requests left.
+        """
+        if not self.running:
+            time.sleep(POLL)  # others have taken all the room
+        timeout = POLL if len(self.running) == 1 else TURN / max(1, len(self.running))
+        for index, answer in list(self.running.items()):
+            if output := answer.read(timeout):
                 if output.error:
                     raise output.error
-                if output.finish_reason is FinishReason.ABORT and len(answers) < len(requests):
+                if output.finish_reason is FinishReason.ABORT and self._waiting:
                     raise _interrupted()
-                said[index].append(output)
-    finally:
-        end_all(answers)
-    return [(answer, joined(outputs)) for answer, outputs in zip(answers, said, strict=False)]
+                if output.finish_reason:
+                    self._forget(index, output)
+                yield index, output
+        self._start_more()
 
+    def end(self) -> None:
+        """Stop all that still goes on."""
+        self._waiting.clear()
+        while self.running:
+            _, answer = self.running.popitem()
+            answer.end()
 
-def _start_more(
-    call: Call, requests: Sequence[GenerationRequest], answers: list[Answer], running: int
-) -> list[Running]:
-    """Start what there is room for beside the ``running`` ones; it is added to ``answers`` too."""
-    begun = len(answers)
-    room = max(1, call.engine.capacity // SHARE) - running
-    try:
-        for request in requests[begun : begun + room]:
-            answers.append(ask(call, request))
-    except Overloaded:
-        if not answers:
-            raise
-    return list(enumerate(answers[begun:], begun))
+    def _forget(self, index: int, last: RequestOutput) -> None:
+        # what an answer holds of the engine may be large
+        self.running.pop(index).end()
+        self.usages[index] = last.usage or Usage()
+
+    def _start_more(self) -> None:
+        while self._waiting and len(self.running) < self._most and not self._call.gone():
+            index, request = self._waiting[0]
+            try:
+                self.running[index] = ask(self._call, request)
+            except ShuttingDown:
+                raise
+            except Overloaded:
+                return
+            self._waiting.popleft()
 
 
 def _interrupted() -> GenerationFailed:
     return GenerationFailed(
-        "请求被打断，还有 prompt 没有回答。", "The request was interrupted before all its prompts were answered."
+        "请求被打断，还有回答没有生成。", "The request was interrupted before all its answers were made."
     )
 
 

@@ -14,7 +14,7 @@ from server.api.dialects.openai.fields import SamplingFields, sentence
 from server.api.dialects.openai.reply import Kind, respond
 from server.api.dialects.openai.shapes import chat_logprobs, finish_reason, function_body
 from server.api.dialects.openai.tools import ToolFields
-from server.api.fields import Fields, WholeNumber
+from server.api.fields import Array, Fields, WholeNumber
 from server.api.streaming import Answer
 from server.core import GenerationRequest, RequestOutput
 from server.errors import BadRequest
@@ -34,7 +34,7 @@ class ResponseFormat(Fields):
 
 
 class ChatFields(SamplingFields, ToolFields):
-    messages: list[ChatMessage] = Field(
+    messages: Array[ChatMessage] = Field(
         min_length=1,
         description="the conversation; an assistant's message at its end is continued, and the answer holds what "
         "follows (with echo: all of it)",

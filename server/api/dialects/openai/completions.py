@@ -12,15 +12,17 @@ from server.api.dialect import Call
 from server.api.dialects.openai.fields import SamplingFields, expected
 from server.api.dialects.openai.reply import Kind, respond
 from server.api.dialects.openai.shapes import TextLogprobs, finish_reason
-from server.api.fields import Text, WholeNumber
+from server.api.fields import Array, Text, WholeNumber
 from server.api.streaming import Answer
 from server.core import GenerationRequest, RequestOutput
 from server.errors import BadRequest
 
-MANY = Field(min_length=1, max_length=2048)
+MAX_ANSWERS = 2048  # to one request
+MAX_SCORED = 2**19  # characters or ids of prompts: their log probabilities are some 200 times as large
+MANY = Field(min_length=1, max_length=MAX_ANSWERS)
 
-Ids = Annotated[list[Annotated[WholeNumber, Field(ge=0)]], Field(min_length=1)]
-Texts, IdLists = Annotated[list[Text], MANY], Annotated[list[Ids], MANY]
+Ids = Annotated[Array[Annotated[WholeNumber, Field(ge=0)]], Field(min_length=1)]
+Texts, IdLists = Annotated[Array[Text], MANY], Annotated[Array[Ids], MANY]
 _TEXTS, _IDS, _ID_LISTS = TypeAdapter(Texts), TypeAdapter(Ids), TypeAdapter(IdLists)
 
 
@@ -62,21 +64,37 @@ def completions(call: Call, fields: CompletionFields) -> Response:
         raise BadRequest(
             "不支持 suffix：模型只会往后写。", "suffix is not supported: the model only writes on.", param="suffix"
         )
+    _check_size(fields)
     kind = Kind("cmpl", "text_completion", "text_completion", partial(_TextChoice, fields))
     return respond(call, fields, [_request(call, fields, prompt) for prompt in fields.prompt], kind)
 
 
+def _check_size(fields: CompletionFields) -> None:
+    answers, scored = len(fields.prompt) * fields.n, sum(map(len, fields.prompt)) * fields.n
+    if answers > MAX_ANSWERS:
+        raise BadRequest(
+            f"这个请求要生成 {answers} 个回答，最多允许 {MAX_ANSWERS} 个。",
+            f"This request is for {answers} answers; at most {MAX_ANSWERS} are allowed.",
+            param="n",
+        )
+    if fields.echo and fields.logprobs is not None and scored > MAX_SCORED:
+        raise BadRequest(
+            f"带 echo 和 logprobs 时 prompt 合计（乘以 n）最多 {MAX_SCORED} 个字符或 token，收到 {scored} 个。请分批。",
+            f"With echo and logprobs the prompts may have {MAX_SCORED} characters or token ids in all (times n), but "
+            f"they have {scored}; send them in several requests.",
+            param="prompt",
+        )
+
+
 def _request(call: Call, fields: CompletionFields, prompt: str | list[int]) -> GenerationRequest:
     as_text = isinstance(prompt, str)
-    # the text of ids is known only from their log probabilities
-    prompt_logprobs = fields.logprobs if as_text or fields.logprobs else 0
     return GenerationRequest(
         prompt=prompt if as_text else None,
         prompt_ids=() if as_text else tuple(prompt),
         params=fields.sampling_params(
             max_tokens=fields.max_tokens,
             logprobs=fields.logprobs,
-            prompt_logprobs=prompt_logprobs if fields.echo else None,
+            prompt_logprobs=fields.logprobs if fields.echo else None,
         ),
         client=call.client,
     )
@@ -120,7 +138,7 @@ class _TextChoice:
             self._logprobs = TextLogprobs()
             return ""
         tokens = b"".join(token.data for token in output.prompt_logprobs).decode("utf-8", "replace")
-        text = self._prompt if isinstance(self._prompt, str) else tokens
+        text = self._prompt if isinstance(self._prompt, str) else self._stream.prompt_text
         self._logprobs = TextLogprobs(len(text) - len(tokens))
         return text
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter
 
 from server.api.dialects.openai.fields import encodable, expected, sentence
-from server.api.fields import Fields, Text, parse_json
+from server.api.fields import Array, Fields, Text, parse_json
 from server.core import Message, ToolCall
 from server.errors import BadRequest
 
@@ -25,7 +25,7 @@ class TextPart(Fields):
     text: Text = Field(description="the part's text; parts are joined with line breaks")
 
 
-_PARTS = TypeAdapter(list[TextPart])
+_PARTS = TypeAdapter(Array[TextPart])
 
 
 def _join_parts(value: Any) -> Any:
@@ -50,7 +50,7 @@ def _object_text(text: str) -> str:
     return text
 
 
-Content = Annotated[Text, BeforeValidator(_join_parts, json_schema_input_type=str | list[TextPart])]
+Content = Annotated[Text, BeforeValidator(_join_parts, json_schema_input_type=str | Array[TextPart])]
 
 
 class CalledFunction(Fields):
@@ -67,7 +67,7 @@ class ChatMessage(Fields):
         description="who says it; developer is system, tool and function give a tool's result"
     )
     content: Content | None = Field(None, description="a text or text parts; only an assistant's may be absent")
-    tool_calls: list[CalledTool] = Field([], description="what an assistant asked for")
+    tool_calls: Array[CalledTool] = Field([], description="what an assistant asked for")
     function_call: CalledFunction | None = Field(None, description="the same as older clients say it")
 
     def to_core(self) -> Message:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError, PydanticKnownError
 
 from server.api.fields import Fields, Number, Text, WholeNumber, texts
 from server.core import SamplingParams
 
 MAX_LEVELS = 64  # of nested objects and arrays
+MAX_BIASES = 1024
 
 
 def expected(zh: str, en: str) -> PydanticCustomError:
@@ -41,7 +42,16 @@ def _is_deeper(value: Any, levels: int) -> bool:
 
 
 Stops = texts(most=32)
-LogitBias = dict[WholeNumber, Annotated[Number, Field(ge=-100, le=100)]]
+
+
+def _few(biases: Any) -> Any:
+    if isinstance(biases, dict) and len(biases) > MAX_BIASES:  # before its keys: each wrong one costs time
+        limits = {"field_type": "Dictionary", "max_length": MAX_BIASES, "actual_length": len(biases)}
+        raise PydanticKnownError("too_long", limits)
+    return biases
+
+
+LogitBias = Annotated[dict[WholeNumber, Annotated[Number, Field(ge=-100, le=100)]], BeforeValidator(_few)]
 
 
 class StreamOptions(Fields):
@@ -62,7 +72,7 @@ class SamplingFields(Fields):
     top_k: WholeNumber = Field(
         SamplingParams.top_k, ge=-1, description="extension: sample from the k best tokens; 0 or -1 is off"
     )
-    n: WholeNumber = Field(1, ge=1, description="how many answers; at most what the server holds at once")
+    n: WholeNumber = Field(1, ge=1, le=128, description="how many answers; half of the server's slots work on them")
     stop: Stops = Field([], description="a text or texts that end the answer and are not part of it")
     seed: WholeNumber | None = Field(
         None, ge=-(2**63), le=2**63 - 1, description="same seed, same answer; of n answers, each has the next seed"
@@ -74,8 +84,8 @@ class SamplingFields(Fields):
     )
     logit_bias: LogitBias = Field(
         {},
-        description="token id to what is added to its logit, from -100 to 100",
-        json_schema_extra={"propertyNames": {"pattern": "^[0-9]+$"}},
+        description=f"token id to what is added to its logit, from -100 to 100; at most {MAX_BIASES} of them",
+        json_schema_extra={"propertyNames": {"pattern": "^[0-9]+$"}, "maxProperties": MAX_BIASES},
     )
     return_token_ids: bool = Field(
         False, description="extension: token_ids and prompt_token_ids in each choice, as the model had them"

@@ -22,9 +22,8 @@ def error_body(error: ServerError, language: str) -> dict[str, Any]:
     return {"error": {"message": error.text(language), "type": kind, "param": error.param, "code": error.code}}
 
 
-def usage_body(finals: Sequence[RequestOutput], n: int) -> dict[str, Any]:
+def usage_body(usages: Sequence[Usage], n: int) -> dict[str, Any]:
     """The tokens of all answers, ``n`` in a row for each prompt, which is counted once."""
-    usages = [final.usage or Usage() for final in finals]
     prompt = sum(usage.prompt_tokens for usage in usages[::n])
     completion = sum(usage.completion_tokens for usage in usages)
     return {

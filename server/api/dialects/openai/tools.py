@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, PlainValidator, TypeAdapter
 
 from server.api.dialects.openai.fields import encodable, expected, sentence
-from server.api.fields import Fields, Text
+from server.api.fields import Array, Fields, Text
 from server.core import Tool
 from server.errors import BadRequest
 
@@ -76,9 +76,9 @@ FunctionCall = Annotated[
 
 
 class ToolFields(Fields):
-    tools: list[FunctionTool] = Field([], description="what the model may ask for; 400 if it was not trained to")
+    tools: Array[FunctionTool] = Field([], description="what the model may ask for; 400 if it was not trained to")
     tool_choice: ToolChoice = Field("auto", description="none: no tool, required: any of them, an object: this one")
-    functions: list[Function] = Field([], description="tools as older clients say it; so is the answer")
+    functions: Array[Function] = Field([], description="tools as older clients say it; so is the answer")
     function_call: FunctionCall = Field("auto", description="tool_choice for functions")
 
     @property
