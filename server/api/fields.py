@@ -19,7 +19,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError, PydanticKnownError
 
-from server.api.messages import field_error
+from server.api.messages import field_error, json_reason
 from server.core import Message
 from server.errors import BadRequest
 
@@ -165,7 +165,7 @@ def parse_json(text: str) -> Any:
         return json.loads(text, parse_float=_finite, parse_constant=_no_constant)
     except json.JSONDecodeError as error:
         raise BadRequest(
-            f"JSON 有误：第 {error.lineno} 行第 {error.colno} 列附近。",
+            f"JSON 有误：第 {error.lineno} 行第 {error.colno} 列附近{json_reason(error.msg)}。",
             f"The JSON is malformed at line {error.lineno}, column {error.colno}: {error.msg}.",
         ) from error
     except RecursionError:

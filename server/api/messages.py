@@ -45,7 +45,23 @@ LIMITS = {
     "le": ("不大于 {}", "at most {}"),
 }
 
+# what json.loads finds wrong; texts that differ between Pythons are left out
+JSON_REASONS = {
+    "Expecting value": "应有一个值",
+    "Expecting property name enclosed in double quotes": "应有用双引号括起来的键",
+    "Expecting ',' delimiter": "少了逗号或结尾的括号",
+    "Expecting ':' delimiter": "键的后面少了冒号",
+    "Extra data": "在结束之后还有内容",
+    "Unterminated string starting at": "开始的字符串没有结尾的引号",
+    "Invalid control character at": "的字符串里有换行之类的字符，应写成 \\n 之类",
+}
+
 Sentence = tuple[str, str]  # Chinese and English
+
+
+def json_reason(message: str) -> str:
+    """In Chinese, what json.loads says of the place of an error."""
+    return JSON_REASONS.get(message, "")
 
 
 def field_error(model: type[BaseModel], error: dict[str, Any]) -> BadRequest:

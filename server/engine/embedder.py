@@ -103,7 +103,7 @@ class Embedder:
 
     def _load(self) -> SentenceModel:
         log.info(
-            "the sentence model %s is loaded now, and downloaded before if it is not there; a client that gives up "
+            "the sentence model %s is being loaded, after a download if it is not there; a client that gives up "
             "waiting can ask again later",
             self.name,
         )

@@ -6,6 +6,7 @@ from pydantic import ValidationError
 from server.api.app import create_app, language_of
 from server.api.dialect import ApiSettings
 from server.api.dialects import glm_api, my_chatglm2, official, web_stream
+from server.api.messages import json_reason
 from server.api.openapi import template
 from server.api.routing import by_path
 from tests.fake_engine import FakeEngine
@@ -158,6 +159,15 @@ def test_no_more_than_the_first_of_many_wrong_elements_is_looked_at(path, route)
                 route.fields.model_validate({field: value})
             except ValidationError as error:
                 assert sum(detail["loc"][0] == field for detail in error.errors()) <= 1
+
+
+def test_what_is_wrong_with_json_in_chinese():
+    said = answer("{'query':'你好'}", "zh")
+    assert said == "JSON 有误：第 1 行第 2 列附近应有用双引号括起来的键。"
+    for _, english in BODIES:
+        reason = english.rpartition(": ")[2].rstrip(".")
+        if english.startswith("The JSON is malformed"):
+            assert json_reason(reason), reason
 
 
 @pytest.mark.parametrize(("body", "sentence"), BODIES, ids=[sentence for _, sentence in BODIES])

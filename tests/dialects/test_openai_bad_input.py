@@ -145,7 +145,7 @@ CHATS = [
     (
         {"messages": called("{")},
         "messages[1].tool_calls[0].function.arguments",
-        "{}：JSON 有误：第 1 行第 2 列附近。",
+        "{}：JSON 有误：第 1 行第 2 列附近应有用双引号括起来的键。",
         None,
     ),
     ({"messages": called('{"a": "\\ud800"}')}, "messages[1].tool_calls[0].function.arguments", None, None),
