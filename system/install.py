@@ -10,7 +10,6 @@ started with; pip's own settings (PIP_INDEX_URL ...) hold.
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import io
 import json
@@ -23,11 +22,11 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from server.file_lock import try_lock  # noqa: E402
 from server.i18n import system_language  # noqa: E402
 from system.repair import forget_half_installed  # noqa: E402
 from system.torch_builds import find_gpu, torch_attempts, torch_pin  # noqa: E402
@@ -120,26 +119,11 @@ def one_at_a_time(path: Path, say: Callable[[str, str], None]) -> Iterator[tuple
                       f"Cannot write to {path.parent} ({error.strerror}): check its permissions, or move the "
                       "program.") from None
     with file:
-        if not _lock(file):
+        if not try_lock(file):
             say("另一个安装正在进行，等它结束……", "Another installation is running, waiting for it to end ...")
-            while not _lock(file):
+            while not try_lock(file):
                 time.sleep(0.2)
         yield () if os.name == "nt" else (file.fileno(),)
-
-
-def _lock(file: IO[bytes]) -> bool:
-    try:
-        if os.name == "nt":
-            import msvcrt
-
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:  # other errors: a file system that knows no locks, where waiting would never end
-        return error.errno not in (errno.EACCES, errno.EAGAIN, errno.EDEADLK)
-    return True
 
 
 class Stamp:

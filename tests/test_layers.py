@@ -32,7 +32,8 @@ ALLOWED = {
     "models": ({"models", "kernels", "core", "errors"}, {"torch", "numpy", "safetensors", "sentencepiece"}),
     "engine": ({"engine", "models", "quant", "kernels", "config", "core", "errors"}, {"torch", "numpy"}),
     "api": ({"api", "core", "errors"}, {"flask", "flask_cors", "waitress", "werkzeug", *PYDANTIC}),
-    "spool": ({"spool", "core", "errors"}, set()),
+    "file_lock": (set(), set()),
+    "spool": ({"spool", "file_lock", "core", "errors"}, set()),
     "assembly": (
         {"config", "profiles", "hardware", "download", "engine", "models", "kernels", "core", "errors"},
         {"torch", "tqdm"},

@@ -40,9 +40,10 @@ from pathlib import Path
 from typing import IO
 
 from server.errors import BadRequest, StartupError
+from server.file_lock import try_lock
 from server.spool.names import is_temporary
 from server.spool.stamps import Inputs, is_job, mark, marks, stamp_of
-from server.spool.writers import can_tell_writers, is_being_written, lock
+from server.spool.writers import can_tell_writers, is_being_written
 
 REQUEST, HISTORY, BACK, ERROR = ".request", ".history", ".back", ".error"
 MAX_BYTES = 8 * 2**20  # of a file that is read, as of an HTTP body
@@ -70,7 +71,7 @@ class SpoolFolder:
                 os.mkdir(folder)
         with contextlib.ExitStack() as unless_all_goes_well:
             file = unless_all_goes_well.enter_context(open(self._inside("lock"), "ab"))
-            if not lock(file):
+            if not try_lock(file):
                 raise StartupError(f"另一个程序正在处理文件夹 {self._root}：请先关掉它，或换一个文件夹。",
                                    f"Another program is answering the requests in {self._root}: stop it, or choose "
                                    "another folder.")  # fmt: skip

@@ -1,27 +1,10 @@
-"""Locks between programs, and whether another program still writes a file."""
+"""Whether another program still writes a file."""
 
 from __future__ import annotations
 
 import errno
 import os
 import signal
-from typing import IO
-
-
-def lock(file: IO[bytes]) -> bool:
-    """False if another program holds the lock of this open file; the system takes it from a program that is killed."""
-    try:
-        if os.name == "nt":
-            import msvcrt
-
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:  # other errors: a file system that knows no locks
-        return error.errno not in (errno.EACCES, errno.EAGAIN, errno.EDEADLK)
-    return True
 
 
 def is_being_written(path: str) -> bool:
