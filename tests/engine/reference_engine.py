@@ -8,7 +8,6 @@ from types import SimpleNamespace
 import torch
 
 from server.engine.local import EngineSettings, LocalEngine
-from server.models.families import find_family
 from tests.engine.doubles import PlainFamily
 from tests.models.reference import Reference, load_reference
 
@@ -23,10 +22,10 @@ class AnyIds:
 
 @contextlib.contextmanager
 def reference_engine(folder: Path) -> Iterator[tuple[LocalEngine, Reference]]:
-    """Two slots and chunks of five tokens; no id ends an answer."""
+    """Two slots, no longer than needed, and chunks of five tokens; no id ends an answer."""
     reference = load_reference(folder)
     family = PlainFamily()
-    family.causal_prompt = find_family(reference.config, folder, reference.family_name).causal_prompt
+    family.causal_prompt = reference.family.causal_prompt
     family.stop_ids = lambda tokenizer: frozenset()
     model = SimpleNamespace(
         name=folder.name,
@@ -37,7 +36,7 @@ def reference_engine(folder: Path) -> Iterator[tuple[LocalEngine, Reference]]:
         dtype=torch.float32,
         device="cpu",
     )
-    engine = LocalEngine(model, EngineSettings(max_length=128, slots=2, queue=20, prefill_chunk=5))
+    engine = LocalEngine(model, EngineSettings(max_length=reference.capacity, slots=2, queue=20, prefill_chunk=5))
     try:
         yield engine, reference
     finally:
