@@ -54,7 +54,7 @@ class LocalEngine:
         self._embedder = embedder
         self._stop_ids = model.family.stop_ids(model.tokenizer)
         cache = KVCache(
-            model.network.kv_shape, settings.slots, settings.max_length, model.dtype, model.device, model.prefix
+            model.network.kv_shape, settings.slots, settings.max_length, model.kv_dtype, model.device, model.prefix
         )
         self._runner = ModelRunner(model.network, cache, model.device)
         self._slots = SlotTable(cache, reuse_prefix=model.family.causal_prompt)

@@ -34,6 +34,7 @@ def reference_engine(folder: Path) -> Iterator[tuple[LocalEngine, Reference]]:
         network=reference.network,
         prefix=reference.prefix,
         dtype=torch.float32,
+        kv_dtype=torch.float32,
         device="cpu",
     )
     engine = LocalEngine(model, EngineSettings(max_length=reference.capacity, slots=2, queue=20, prefill_chunk=5))

@@ -144,7 +144,7 @@ def test_merged_before_it_is_cast(tmp_path, dtype):
 
 def stored_matrix(module):
     """What a quantized layer multiplies with."""
-    return dequantize(module._weight, torch.float32)
+    return dequantize(module.weight, torch.float32)
 
 
 @pytest.mark.filterwarnings("ignore")
