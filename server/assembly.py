@@ -34,21 +34,30 @@ def build_engine(
     import torch
 
     from server.engine.local import EngineSettings, LocalEngine
+    from server.engine.speculation import row_cost
     from server.kernels.torch_ops import TorchOps
     from server.models.loader import load_model
 
     torch.set_num_threads(profile.threads)
+    ops = TorchOps()
     with _progress_bar(config) as progress:
         model = load_model(
             folder,
             dtype=getattr(torch, profile.dtype),
             device=profile.device,
             bits=profile.bits,
-            ops=TorchOps(),
+            ops=ops,
             family=config.family,
             progress=progress,
         )
-    settings = EngineSettings(profile.max_length, profile.slots, config.queue, profile.prefill_chunk)
+    settings = EngineSettings(
+        profile.max_length,
+        profile.slots,
+        config.queue,
+        profile.prefill_chunk,
+        config.speculate,
+        row_cost(ops.name),
+    )
     return LocalEngine(model, settings, embedder)
 
 

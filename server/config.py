@@ -90,6 +90,9 @@ class Config:
         commands=HTTP)
     prefill_chunk: int | None = option(None, integer(16, 8192, auto=True),
         zh="读提问时每步最多多少 token", en="tokens of a prompt read in one step")
+    speculate: int | None = option(None, integer(0, 15, auto=True),
+        zh="每步最多预先猜几个 token（从上文里找，一步验证，回答不变）；auto 猜到划算为止，0 不猜",
+        en="most tokens guessed ahead in a step, from the text so far; changes no answer; auto: what pays, 0: none")
     threads: int = option(0, integer(0, 1024),
         zh="CPU 线程数；0 表示物理核数", en="CPU threads; 0 means one per physical core")
     chat_log: Path | None = option(ROOT / "chatlog.log", LOG,  # noqa: RUF009

@@ -21,6 +21,7 @@ from server.engine.runner import ModelRunner
 from server.engine.scheduler import Scheduler
 from server.engine.sequence import Sequence
 from server.engine.slots import SlotTable
+from server.engine.speculation import Drafter, PromptLookup, Speculation
 from server.errors import BadRequest, GenerationFailed, Overloaded, ShuttingDown, Unavailable
 from server.models.loader import LoadedModel
 
@@ -33,12 +34,15 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class EngineSettings:
     """``max_length`` in tokens (prompt and answer), ``slots`` sequences at once, ``queue`` more waiting,
-    ``prefill_chunk`` prompt tokens per step."""
+    ``prefill_chunk`` prompt tokens per step, ``speculate`` ids drafted per answer and step at most (None: as many as
+    pay, 0: none) where a row more costs ``row_cost`` of a step of one row."""
 
     max_length: int = 2048
     slots: int = 4
     queue: int = 16
     prefill_chunk: int = 256
+    speculate: int | None = None
+    row_cost: float = 0.1
 
 
 class LocalEngine:
@@ -58,7 +62,13 @@ class LocalEngine:
         )
         self._runner = ModelRunner(model.network, cache, model.device)
         self._slots = SlotTable(cache, reuse_prefix=model.family.causal_prompt)
-        self._scheduler = Scheduler(self._slots, chunk=settings.prefill_chunk, causal_prompt=model.family.causal_prompt)
+        self._speculates = settings.speculate != 0
+        self._scheduler = Scheduler(
+            self._slots,
+            chunk=settings.prefill_chunk,
+            causal_prompt=model.family.causal_prompt,
+            speculation=Speculation(settings.speculate, settings.row_cost) if self._speculates else None,
+        )
         self._live: dict[str, Sequence] = {}  # admitted and not yet retired, guarded by the condition
         self._arrived: list[Sequence] = []
         self._wake = threading.Condition()
@@ -162,7 +172,7 @@ class LocalEngine:
         prompt_ids = fit_prompt(family, tokenizer, request, self.max_length)
         answer_limit = None if params.max_tokens is None else len(prompt_ids) + params.max_tokens
         limits = (self.max_length, params.max_length, answer_limit)
-        return Sequence(
+        sequence = Sequence(
             f"req-{uuid.uuid4().hex[:16]}",
             prompt_ids,
             params,
@@ -172,6 +182,9 @@ class LocalEngine:
             context=self._model.network.context(prompt_ids),
             openings=family.call_openings(tokenizer, request.tool_choice) if request.tool_choice else None,
         )
+        if self._speculates:
+            sequence.drafter = Drafter(PromptLookup(sequence.token_ids), self._stop_ids)
+        return sequence
 
     def _loop(self) -> None:
         try:
@@ -225,12 +238,14 @@ class LocalEngine:
 def _log_finished(sequence: Sequence) -> None:
     answer = len(sequence.token_ids) - sequence.num_prompt
     seconds = time.monotonic() - (sequence.first_token or sequence.submitted)
+    drafter = sequence.drafter
     log.info(
-        "%s: prompt %d (%d cached), answer %d tokens, %.1f tokens/s, %s",
+        "%s: prompt %d (%d cached), answer %d tokens, %.1f tokens/s, %s%s",
         sequence.request_id,
         sequence.num_prompt,
         sequence.num_cached,
         answer,
         (answer - 1) / seconds if answer > 1 and seconds > 0 else 0.0,
         sequence.finished.reason.value,
+        f", {drafter.kept} of {drafter.drafted} drafted tokens kept" if drafter and drafter.drafted else "",
     )
