@@ -8,12 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from server.adapters import check_adapters, with_prefix
 from server.config import ROOT, Config
 from server.core import Engine
-from server.download import SENTENCE, ensure_model
-from server.download.folder import locate
+from server.download import SENTENCE, ensure_edition, ensure_model
+from server.download.folder import DEFAULT_MODEL, locate
 from server.errors import StartupError
 from server.hardware import probe
+from server.models.generations import check_folder
 from server.profiles import LaunchProfile, ModelShape, choose
 
 if TYPE_CHECKING:
@@ -22,8 +24,11 @@ if TYPE_CHECKING:
 
 def prepare(config: Config) -> tuple[Path, LaunchProfile]:
     """The model's folder, downloaded if it is missing, and how to run it on this machine."""
-    folder = ensure_model(config.model, endpoint=config.endpoint, language=config.language)
-    return folder, choose(probe(ROOT), ModelShape.from_folder(folder), config)
+    check_adapters(config)
+    if config.family == "auto":
+        check_folder(locate(config.model or DEFAULT_MODEL, ROOT))  # before asking for files that such a model has not
+    folder = ensure_edition(config)
+    return folder, choose(probe(ROOT), with_prefix(ModelShape.from_folder(folder), config.ptuning), config)
 
 
 def build_engine(
@@ -49,6 +54,8 @@ def build_engine(
             ops=ops,
             family=config.family,
             progress=progress,
+            ptuning=config.ptuning,
+            lora=config.lora,
         )
     settings = EngineSettings(
         profile.max_length,
@@ -106,10 +113,13 @@ def speaker(config: Config) -> Callable[[str, str], None]:
     return lambda zh, en: print(zh if config.language == "zh" else en, flush=True)
 
 
-def print_choice(say: Callable[[str, str], None], folder: Path, profile: LaunchProfile) -> None:
+def print_choice(say: Callable[[str, str], None], config: Config, folder: Path, profile: LaunchProfile) -> None:
     """Which model runs, and how."""
     needs, length = f"{profile.needs / 2**30:.1f} GiB", profile.max_length
     say(f"模型：{folder}", f"model: {folder}")
+    for name, adapter in (("P-Tuning", config.ptuning), ("LoRA", config.lora)):
+        if adapter:
+            say(f"{name}：{adapter}", f"{name}: {adapter}")
     zh, en = ("不量化", "not quantized") if profile.bits == 16 else (f"int{profile.bits}", f"int{profile.bits}")
     say(
         f"档位：{profile.name}（{zh}，{profile.dtype}，设备 {profile.device}，约需内存 {needs}），"

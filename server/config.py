@@ -26,6 +26,7 @@ from server.option_types import (
     FOLDER,
     HOST,
     LOG,
+    MODEL,
     NAME,
     ORIGINS,
     SERVER,
@@ -62,11 +63,19 @@ def option(
 class Config:
     """What the user asked for; None is left to the launch profile (or, for ``config``, means that there is no file)."""
 
-    model: str = option("THUDM/chatglm2-6b", NAME,
-        zh="模型：THUDM 里的名字或一个文件夹；demo 是自带的小模型",
-        en="model: a name under THUDM or a folder; demo is the small one that comes along")
-    family: str = option("auto", choice("auto", "chatglm", "chatglm2", "chatglm3"),
+    model: str | None = option(None, MODEL,
+        zh="模型：THUDM 里的名字或一个文件夹；demo 是自带的小模型；auto 即 THUDM/chatglm2-6b，"
+        "要下载而只用 4 位运行时是它的 int4 版",
+        en="model: a name under THUDM or a folder; demo is the small one that comes along; auto is THUDM/chatglm2-6b, "
+        "or its int4 edition where it would be downloaded to run in 4 bits")
+    family: str = option("auto", choice("auto", "chatglm", "chatglm2", "chatglm3", "codegeex2"),
         zh="模型是哪一代（auto 看模型文件夹）", en="the model's generation (auto looks at its folder)")
+    ptuning: Path | None = option(None, FOLDER,  # noqa: RUF009
+        zh="P-Tuning v2 训练出的 checkpoint 文件夹，放在模型前面",
+        en="folder of a P-Tuning v2 checkpoint, which goes in front of the model")
+    lora: Path | None = option(None, FOLDER,  # noqa: RUF009
+        zh="LoRA 文件夹（PEFT 格式，有 adapter_config.json），加载时合并进模型",
+        en="folder of a LoRA adapter (PEFT, with adapter_config.json), merged into the model when it is loaded")
     host: str = option("127.0.0.1", HOST, "-H",
         zh="监听地址；0.0.0.0 让局域网里的机器也能访问",
         en="address to listen on; 0.0.0.0 lets other machines in", commands=HTTP)

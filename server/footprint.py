@@ -31,6 +31,8 @@ class ModelShape:
     kv: int  # that one token leaves in the cache
     seq_length: int  # positions that the model knows
     stored_bits: int = 16  # 4 or 8 if the checkpoint itself is quantized
+    stored_tables: bool = False  # if its embedding is too: one matrix with the output's, counted there
+    prefix: int = 0  # P-tuning tokens, in front of every slot of the cache
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> ModelShape:
@@ -42,16 +44,19 @@ class ModelShape:
         depth, hidden, ffn = config["num_layers"], config["hidden_size"], config["inner_hidden_size"]
         matrices = (3 * hidden * hidden, hidden * hidden, ffn * hidden, ffn * hidden)
         table = config["vocab_size"] * hidden
+        shared = bool(config.get("quantization_bit") and config.get("quantization_embeddings"))
         return cls(
             layers=depth * sum(matrices),
             output=table,
-            rest=table + depth * (9 * hidden + ffn) + 2 * hidden,
+            rest=(0 if shared else table) + depth * (9 * hidden + ffn) + 2 * hidden,
             widest=max(matrices),
             ffn=ffn,
             heads=config["num_attention_heads"],
             kv=2 * depth * hidden,
             seq_length=config["max_sequence_length"],
             stored_bits=config.get("quantization_bit") or 16,
+            stored_tables=shared,
+            prefix=config.get("pre_seq_len") or 0,
         )
 
     @classmethod
@@ -72,6 +77,7 @@ class ModelShape:
             kv=2 * depth * groups * head_dim,
             seq_length=config.get("seq_length", 2048),
             stored_bits=config.get("quantization_bit") or 16,
+            prefix=config.get("pre_seq_len") or 0,
         )
 
     @classmethod
@@ -90,15 +96,16 @@ class ModelShape:
     def weight_bytes(self, bits: int, item: int) -> int:
         """All weights, ``item`` bytes for each value that is not quantized."""
         quantized = 0 if bits == 16 else self.layers + self.output
-        if self.stored_bits < 16:  # official quantized files keep the output matrix whole
+        if self.stored_bits < 16 and not self.stored_tables:  # these official files keep the output matrix whole
             quantized = self.layers
         plain = self.layers + self.output + self.rest - quantized
         return int(quantized * STORED_BITS.get(bits, 0) / 8) + plain * item
 
     def full_house(self, *, bits: int, item: int, gpu: bool, slots: int, max_length: int, chunk: int) -> int:
         """Bytes with every slot full and the longest step (``chunk`` rows) under way; ``item`` as in weight_bytes."""
-        cache = slots * max_length * self.kv * item
-        scores = chunk * max_length * self.heads * 8  # float32, before and after softmax
+        length = max_length + self.prefix
+        cache = slots * length * self.kv * item
+        scores = chunk * length * self.heads * 8  # float32, before and after softmax
         activations = chunk * self.ffn * 2 * item
         unpacked = 0 if bits == 16 else self.widest * (1 + 2 * item)  # one matrix of a layer at a time
         runtime = GPU_RUNTIME if gpu else CPU_RUNTIME

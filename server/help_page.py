@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import Field
 from pathlib import Path
 
-from server.option_types import flag, variable
+from server.option_types import FILE, FOLDER, flag, variable
 
 COMMANDS = {  # the first one is meant where none is named
     "serve": ("启动 API 服务（默认）", "serve the HTTP API (the default)"),
@@ -38,7 +38,7 @@ def help_text(program: str, command: str, rows: Mapping[str, Field], language: s
 
 def _shown_default(row: Field, zh: bool) -> str:
     value = row.default
-    if value is None and row.name not in ("config", "spool"):
+    if value is None and row.metadata["kind"] not in (FILE, FOLDER):
         return "auto"
     if isinstance(value, Path):
         return value.name

@@ -86,6 +86,10 @@ def _cast_path(value: str, base: Path) -> Path | None:
     return None if value.lower() in ("none", "false") else base / Path(value).expanduser()
 
 
+def _cast_model(value: str, base: Path) -> str | None:
+    return None if value == "auto" else NAME.cast(value, base)
+
+
 def _cast_origins(value: str, base: Path) -> tuple[str, ...]:
     origins = tuple(part.strip().rstrip("/") for part in value.split(",") if part.strip())
     return () if origins == ("none",) else origins
@@ -112,4 +116,5 @@ DEVICE = Kind(_cast_device, "auto|cpu|cuda|cuda:N", "auto、cpu（或 -1）、cu
               "auto, cpu (or -1), cuda, cuda:N (or N, a GPU's number)")
 TEXT = text("TEXT", r"(?s).*", "文字", "a text")
 NAME = text("NAME|DIR", r".*\S.*", "模型名或文件夹", "a model's name or a folder")
+MODEL = Kind(_cast_model, "NAME|DIR|auto", "模型名、文件夹或 auto", "a model's name, a folder or auto")
 HOST = text("ADDRESS", r"\S+", "网络地址", "a network address")

@@ -20,7 +20,7 @@ from server.assembly import build_embedder, build_engine, prepare, print_choice,
 from server.config import ROOT, VERSION, Config
 from server.core import Engine
 from server.download import SENTENCE
-from server.download.folder import locate
+from server.download.folder import DEFAULT_MODEL, locate
 from server.errors import StartupError
 from server.hardware import lan_addresses
 from server.profiles import LaunchProfile
@@ -49,12 +49,12 @@ def serve(config: Config) -> int:
     say = speaker(config)
     if config.spool:
         config = dataclasses.replace(config, queue=max(1, config.queue))  # a place for HTTP clients
-    locate(config.model, ROOT)
+    locate(config.model or DEFAULT_MODEL, ROOT)
     locate(config.embedding_model, ROOT, SENTENCE)
     chat_log = _open_chat_log(config)
     with _bind(config.host, config.port) as sock, _open_spool(config.spool) as files:
         folder, profile = prepare(config)
-        print_choice(say, folder, profile)
+        print_choice(say, config, folder, profile)
         engine = build_engine(config, folder, profile, build_embedder(config, profile.threads))
         settings = _api_settings(config, chat_log, sock)
         server = create_server(create_app(engine, settings), engine, settings, sock)
@@ -99,11 +99,11 @@ def _open_chat_log(config: Config) -> ChatLog | None:
 def spool(config: Config) -> int:
     """``python -m server spool``: answer request files until Ctrl+C, SIGTERM or quit.flag; returns the exit code."""
     say = speaker(config)
-    locate(config.model, ROOT)
+    locate(config.model or DEFAULT_MODEL, ROOT)
     chat_log = _open_chat_log(config)
     with open_folder(config.spool or Path.cwd()) as files:
         folder, profile = prepare(config)
-        print_choice(say, folder, profile)
+        print_choice(say, config, folder, profile)
         engine = build_engine(config, folder, profile)
         _make_spool(say, files, engine, profile, config, chat_log).run(_watch_signals())
         say("正在停止……", "stopping ...")

@@ -28,7 +28,7 @@ def failure(argv=(), env=None, **keywords) -> StartupError:
 def test_defaults(root):
     found = parse([], env={}, root=root)
     assert found == dataclasses.replace(Config(), language="en", chat_log=root / "chatlog.log")
-    assert (found.model, found.host, found.port) == ("THUDM/chatglm2-6b", "127.0.0.1", 5178)
+    assert (found.model, found.host, found.port) == (None, "127.0.0.1", 5178)
 
 
 def test_my_chatglm2_flags(root):
@@ -71,6 +71,9 @@ def test_argv_can_take_back_what_the_file_says(root):
         (["--no-chat-log"], "chat_log", None),
         (["--chat-log=none"], "chat_log", None),
         (["--chat-log", "a.log"], "chat_log", Path.cwd() / "a.log"),
+        (["--ptuning", "checkpoint-3000"], "ptuning", Path.cwd() / "checkpoint-3000"),
+        (["--lora", "adapters/a"], "lora", Path.cwd() / "adapters/a"),
+        (["--lora", "none"], "lora", None),
         (["--browser"], "browser", True),
         (["--cors", "http://a/, http://b"], "cors", ("http://a", "http://b")),
         (["--cors", "none"], "cors", ()),
@@ -86,6 +89,8 @@ def test_argv_can_take_back_what_the_file_says(root):
         (["--speculate", "auto"], "speculate", None),
         (["--speculate", "0"], "speculate", 0),
         (["--speculate", "15"], "speculate", 15),
+        (["--model", "chatglm3-6b"], "model", "chatglm3-6b"),
+        (["--model", "auto"], "model", None),
     ],
 )
 def test_values(argv, name, value, root):
@@ -170,6 +175,9 @@ def test_relative_paths_start_where_they_are_written(root):
     (root / "sub" / "c.toml").write_text("chat_log = 'x.log'")
     found = parse([], env={"CHATGLM_CONFIG": str(root / "sub" / "c.toml")}, root=root)
     assert found.chat_log == root / "sub" / "x.log"
+    (root / "sub" / "c.toml").write_text("lora = 'adapter'\nptuning = '../tuned'")
+    found = parse([], env={"CHATGLM_CONFIG": str(root / "sub" / "c.toml")}, root=root)
+    assert (found.lora, found.ptuning) == (root / "sub" / "adapter", root / "sub" / "../tuned")
 
 
 @pytest.mark.parametrize(

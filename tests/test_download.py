@@ -10,7 +10,7 @@ import pytest
 
 from server.config import ROOT
 from server.download import SENTENCE, ensure_model
-from server.download.folder import missing_files
+from server.download.folder import is_begun, missing_files
 from server.errors import ModelError, StartupError
 from tests.hub_server import Hub
 
@@ -32,6 +32,7 @@ SENTENCE_MODEL = {
     "special_tokens_map.json": b"{}",
     "pytorch_model.bin": b"w" * 5000,
 }
+V1 = b'{"inner_hidden_size": 16384}'  # a field of ChatGLM-6B alone
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"
 UNWANTED = {"modeling_chatglm.py": b"import os", "README.md": b"#", "onnx/model.onnx": b"x"}
 FIRST, SECOND = SHARDS
@@ -41,10 +42,11 @@ import sys
 from pathlib import Path
 from server.config import parse
 from server.download import CHAT, SENTENCE, ensure_model
+from server.download.folder import DEFAULT_MODEL
 from server.errors import StartupError
 config = parse(sys.argv[2:])
 kind = SENTENCE if "--embedding-model" in sys.argv else CHAT
-name = getattr(config, kind.option)
+name = getattr(config, kind.option) or DEFAULT_MODEL
 try:
     print("FOLDER", ensure_model(name, kind, endpoint=config.endpoint, root=Path(sys.argv[1]), language="en"))
 except StartupError as error:
@@ -59,10 +61,10 @@ def hub():
         yield hub
 
 
-def start(root: Path, endpoint: str, *argv: str) -> subprocess.Popen:
+def start(root: Path, endpoint: str, *argv: str, script: str = SCRIPT) -> subprocess.Popen:
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "CHATGLM_")) and "proxy" not in k.lower()}
     env = {**kept, "HF_ENDPOINT": endpoint, "HF_HOME": str(root / "hf"), "PYTHONUTF8": "1", "NO_PROXY": "127.0.0.1"}
-    return subprocess.Popen([sys.executable, "-c", SCRIPT, str(root), *argv], cwd=ROOT, env=env, text=True,
+    return subprocess.Popen([sys.executable, "-c", script, str(root), *argv], cwd=ROOT, env=env, text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8")  # fmt: skip
 
 
@@ -116,6 +118,7 @@ def test_ctrl_c_stops_at_once_and_says_what_is_kept(hub, tmp_path):
     hub.stall[SECOND] = 100_000
     process = start(tmp_path, hub.url)
     assert hub.stalled.wait(30)
+    time.sleep(0.5)  # let the reader come to wait: what it passes on the way there may swallow an interrupt
     started = time.monotonic()
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=20)
@@ -171,6 +174,49 @@ def test_safetensors_make_pickles_superfluous(hub, tmp_path):
     assert run(tmp_path, hub.url, "--model", "chatglm3-6b")[0] == 0
     folder = tmp_path / "THUDM" / "chatglm3-6b"
     assert "model.safetensors" in files(folder) and not set(files(folder)) & set(SHARDS)
+
+
+FIRST_GENERATION = {
+    **{name: content for name, content in MODEL.items() if name != "tokenizer.model"},
+    "config.json": V1,
+    "ice_text.model": b"i" * 2000,
+}
+
+
+EVERY_MODEL = """
+import sys
+from pathlib import Path
+from server.download import CHAT, ensure_model
+for name in CHAT.repositories:
+    print("FOLDER", ensure_model(name, endpoint=sys.argv[2], root=Path(sys.argv[1]), language="en"))
+"""
+
+
+def test_every_model_of_the_family_can_be_had(hub, tmp_path):
+    names = [
+        *("chatglm-6b", "chatglm-6b-int8", "chatglm-6b-int4", "chatglm2-6b", "chatglm2-6b-int4", "chatglm2-6b-32k"),
+        *("chatglm2-6b-32k-int4", "chatglm3-6b", "chatglm3-6b-32k", "chatglm3-6b-128k"),
+        *("codegeex2-6b", "codegeex2-6b-int4"),
+    ]
+    models = {name: FIRST_GENERATION if name.startswith("chatglm-") else MODEL for name in names}
+    organisations = ("THUDM", "zai-org") * len(names)
+    hub.repositories = {
+        f"{organisation}/{name}": {**models[name], **UNWANTED}
+        for organisation, name in zip(organisations, names, strict=False)
+    }
+    process = start(tmp_path, hub.url, hub.url, script=EVERY_MODEL)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    found = [line.removeprefix("FOLDER ") for line in out.splitlines() if line.startswith("FOLDER ")]
+    assert found == [str(tmp_path / "THUDM" / name) for name in names]
+    for name in names:
+        assert files(tmp_path / "THUDM" / name) == models[name], name
+
+
+def test_a_repository_without_the_tokenizer_of_its_generation(hub, tmp_path):
+    hub.repositories = {"THUDM/chatglm-6b": {**MODEL, "config.json": V1}}
+    said = failure(tmp_path, hub.url, "--model", "chatglm-6b")
+    assert "still lacks ice_text.model:" in said
 
 
 @pytest.mark.parametrize("name", ["text2vec-large-chinese", "GanymedeNil/text2vec-large-chinese"])
@@ -256,6 +302,13 @@ def test_a_path_from_the_current_folder(tmp_path, monkeypatch):
         ({"MODEL_LICENSE": None}, []),
         ({"config.json": None}, ["config.json"]),
         ({"tokenizer.model": None}, ["tokenizer.model"]),
+        ({"tokenizer.model": None, "ice_text.model": b"i" * 2000}, ["tokenizer.model"]),
+        ({"config.json": V1}, ["ice_text.model"]),
+        ({"config.json": V1, "ice_text.model": POINTER}, ["ice_text.model"]),
+        ({"config.json": V1, "tokenizer.model": None, "ice_text.model": b"i" * 2000}, []),
+        ({"config.json": None, "tokenizer.model": None}, ["config.json", "tokenizer.model or ice_text.model"]),
+        ({"config.json": None, "tokenizer.model": None, "ice_text.model": b"i" * 2000}, ["config.json"]),
+        ({"config.json": b"[]"}, []),
         ({SECOND: None}, [SECOND]),
         ({FIRST: POINTER}, [FIRST]),
         ({"pytorch_model.bin.index.json": b"{"}, ["pytorch_model.bin.index.json"]),
@@ -269,6 +322,18 @@ def test_a_path_from_the_current_folder(tmp_path, monkeypatch):
 )
 def test_missing_files(changes, missing, tmp_path):
     assert missing_files(fill(tmp_path / "m", **changes)) == missing
+
+
+@pytest.mark.parametrize(
+    ("there", "begun"),
+    [([], False), (["config.json", "tokenizer.model", "pytorch_model.bin.index.json"], False), ([SECOND], True)],
+)
+def test_a_download_is_begun_by_a_file_of_weights(there, begun, tmp_path):
+    for name in there:
+        (tmp_path / name).write_bytes(MODEL[name])
+    assert is_begun(tmp_path) is begun
+    (tmp_path / FIRST).write_bytes(POINTER)
+    assert is_begun(tmp_path) is begun
 
 
 @pytest.mark.parametrize(
@@ -311,6 +376,7 @@ NO_WEIGHTS = {"pytorch_model.bin.index.json": None, FIRST: None, SECOND: None}
         ({**NO_WEIGHTS, "model.safetensors": POINTER},
          "has only Git LFS pointers in place of model.safetensors: run git lfs pull there",
          "model.safetensors 只是 Git LFS 的指针，不是文件本身：请在那里执行 git lfs pull"),
+        ({"config.json": V1}, "lacks ice_text.model: put it there.", "缺少 ice_text.model：请把文件放齐。"),
         ({FIRST: b"", "tokenizer.model": None},
          f"lacks tokenizer.model and has only a damaged {FIRST}: download them again.", f"{FIRST} 不完整：请重新下载"),
     ],
@@ -344,7 +410,8 @@ def test_the_option_that_is_named_is_the_one_that_was_given(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "near"), [("chatglm2-6", "chatglm2-6b"), ("THUDM/chatglm2_6b", "chatglm2-6b"), ("dem", "demo"),
-                       ("C:\\models\\my-tuned", "my-tuned2")],
+                       ("C:\\models\\my-tuned", "my-tuned2"), ("ChatGLM2-6B", "chatglm2-6b"),
+                       ("chatglm-6b-int4-qe", "chatglm-6b-int4"), ("CodeGeeX2", "codegeex2-6b")],
 )  # fmt: skip
 def test_unknown_name(name, near, tmp_path):
     fill(tmp_path / "THUDM" / "demo")

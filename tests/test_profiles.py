@@ -220,3 +220,23 @@ def test_damaged_config_json(content, said, tmp_path):
 def test_shape_from_folder(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(CHATGLM2_6B))
     assert ModelShape.from_folder(tmp_path) == SHAPE
+
+
+def test_a_tuned_prefix_is_in_every_slot():
+    tuned = ModelShape.from_config({**CHATGLM2_6B, "pre_seq_len": 128})
+    sizes = {"bits": 16, "item": 2, "gpu": True, "slots": 8, "chunk": 256}
+    plain = SHAPE.full_house(max_length=2048, **sizes)
+    assert tuned.full_house(max_length=2048, **sizes) == SHAPE.full_house(max_length=2048 + 128, **sizes) > plain
+    assert ModelShape.from_config({**CHATGLM2_6B, "pre_seq_len": None}) == SHAPE
+
+
+def test_quantized_embedding_is_counted_once():
+    config = {
+        "num_layers": 28, "hidden_size": 4096, "inner_hidden_size": 16384, "num_attention_heads": 32,
+        "vocab_size": 130528, "max_sequence_length": 2048, "quantization_bit": 4,
+    }  # fmt: skip
+    table, matrix = 130528 * 4096, 28 * 12 * 4096**2
+    both = ModelShape.from_config({**config, "quantization_embeddings": True}).weight_bytes(4, 2)
+    vectors = 2 * (28 * 13 * 4096 + 2 * 4096)
+    assert both == int((matrix + table) * 4.5 / 8) + vectors
+    assert ModelShape.from_config(config).weight_bytes(4, 2) == int(matrix * 4.5 / 8) + vectors + 2 * 2 * table

@@ -55,7 +55,7 @@ def _local(config: Config, in_terminal: bool) -> Iterator[tuple[str, Submit]]:
     with contextlib.nullcontext() if in_terminal else contextlib.redirect_stdout(sys.stderr):
         folder, profile = prepare(config)
         if in_terminal:
-            print_choice(say, folder, profile)
+            print_choice(say, config, folder, profile)
         print_warnings(say, profile)
     engine = build_engine(config, folder, profile)
     try:

@@ -42,14 +42,25 @@ class Snapshot(NamedTuple):
     revision: str
     files: Sequence[RemoteFile]
 
+    @property
+    def size(self) -> int:
+        return sum(file.size for file in self.files)
+
 
 def ensure_model(
-    name: str, kind: ModelKind = CHAT, *, endpoint: str = HUGGING_FACE, root: Path = ROOT, language: str | None = None
+    name: str,
+    kind: ModelKind = CHAT,
+    *,
+    endpoint: str = HUGGING_FACE,
+    root: Path = ROOT,
+    language: str | None = None,
+    announce: Callable[[int], None] | None = None,
 ) -> Path:
     """The folder of the model called ``name``, downloaded into ``root``/THUDM if it is not complete.
 
-    A complete folder is taken as it is, without the network. Raises StartupError for an unknown name and for every
-    way in which a download fails, ModelError for a folder of the user's own that lacks files.
+    A complete folder is taken as it is, without the network. ``announce`` is called before a download, with the size
+    of the whole model in bytes. Raises StartupError for an unknown name and for every way in which a download fails,
+    ModelError for a folder of the user's own that lacks files.
     """
     folder = locate(name, root, kind)
     missing = missing_files(folder, kind)
@@ -61,7 +72,10 @@ def ensure_model(
     endpoint = endpoint.rstrip("/")
     _prepare_hub(endpoint)
     try:
-        _download(kind, candidates, endpoint, folder, zh=(language or system_language()) == "zh")
+        snapshot = _find(kind, candidates, endpoint, folder)
+        if announce:
+            announce(snapshot.size)
+        _download(snapshot, endpoint, folder, zh=(language or system_language()) == "zh")
     except KeyboardInterrupt:
         raise StartupError(f"下载中断了：{folder} 里已完成的文件都保留，下次启动接着下其余的（没下完的文件从头下）。",
                            f"Download interrupted: the files finished so far stay in {folder}, the next start goes on "
@@ -73,6 +87,21 @@ def ensure_model(
                            f"Downloaded from {endpoint}, but {folder} still lacks {names}: try another --endpoint.",
                            param="endpoint")
     return folder
+
+
+def download_size(name: str, *, endpoint: str, root: Path = ROOT) -> int | None:
+    """Bytes of a known chat model's files; None if the server does not say."""
+    folder = locate(name, root)
+    endpoint = endpoint.rstrip("/")
+    _prepare_hub(endpoint)
+    try:
+        return _find(CHAT, repositories(folder, root), endpoint, folder).size
+    except StartupError:
+        return None
+
+
+def readable(size: int) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 10**9 else f"{size / 1e6:.1f} MB"
 
 
 def _prepare_hub(endpoint: str) -> None:
@@ -87,12 +116,11 @@ def _prepare_hub(endpoint: str) -> None:
     logging.getLogger("httpx2").setLevel(logging.WARNING)  # it tells of every request
 
 
-def _download(kind: ModelKind, candidates: Sequence[str], endpoint: str, folder: Path, *, zh: bool) -> None:
-    snapshot = _find(kind, candidates, endpoint, folder)
+def _download(snapshot: Snapshot, endpoint: str, folder: Path, *, zh: bool) -> None:
     left = [file for file in snapshot.files if not _is_complete(folder, file)]
     _drop_orphans(folder)
     _check_disk(left, folder)
-    done, size = len(snapshot.files) - len(left), _size(sum(file.size for file in left))
+    done, size = len(snapshot.files) - len(left), readable(sum(file.size for file in left))
     if zh:
         print(f"从 {endpoint} 下载 {snapshot.repository} 到 {folder}：还差 {len(left)} 个文件 {size}（已有 {done} 个）")
     else:
@@ -101,7 +129,7 @@ def _download(kind: ModelKind, candidates: Sequence[str], endpoint: str, folder:
     for number, file in enumerate(left, 1):
         label = f"({number}/{len(left)}) {file.name}"
         if not sys.stderr.isatty():  # where there is no progress bar
-            print(f"{label}  {_size(file.size)}", flush=True)
+            print(f"{label}  {readable(file.size)}", flush=True)
         _fetch(snapshot, file, endpoint, folder, label)
 
 
@@ -225,10 +253,6 @@ def _unreachable(endpoint: str, repository: str, folder: Path) -> StartupError:
 
 
 def _disk_full(folder: Path, free: int, needed: int | None = None) -> StartupError:
-    zh, en = (f"要 {_size(needed)}，", f"{_size(needed)} are needed, ") if needed else ("", "")
-    return StartupError(f"{folder} 所在的磁盘满了：{zh}只剩 {_size(free)}。请腾出空间再试。",
-                        f"The disk with {folder} is full: {en}{_size(free)} are free. Make room and try again.")
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e9:.2f} GB" if count >= 10**9 else f"{count / 1e6:.1f} MB"
+    zh, en = (f"要 {readable(needed)}，", f"{readable(needed)} are needed, ") if needed else ("", "")
+    return StartupError(f"{folder} 所在的磁盘满了：{zh}只剩 {readable(free)}。请腾出空间再试。",
+                        f"The disk with {folder} is full: {en}{readable(free)} are free. Make room and try again.")

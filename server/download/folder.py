@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from server.errors import ModelError, StartupError
 from server.option_types import flag
 
+DEFAULT_MODEL = "THUDM/chatglm2-6b"
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 
 
@@ -24,19 +25,29 @@ class ModelKind(NamedTuple):
     repositories: Mapping[str, tuple[str, ...]]
     tokenizers: tuple[str, ...]  # one of these files is there
     extras: tuple[str, ...]  # other files worth downloading
+    # which of the tokenizers will do, where config.json tells
+    tokenizers_for: Callable[[Mapping[str, Any]], tuple[str, ...]] | None = None
 
 
+def _chat_tokenizers(config: Mapping[str, Any]) -> tuple[str, ...]:
+    return ("ice_text.model",) if "inner_hidden_size" in config else ("tokenizer.model",)  # ChatGLM-6B, or a later one
+
+
+_PUBLISHED = (
+    "chatglm-6b", "chatglm-6b-int8", "chatglm-6b-int4",
+    "chatglm2-6b", "chatglm2-6b-int4", "chatglm2-6b-32k", "chatglm2-6b-32k-int4",
+    "chatglm3-6b", "chatglm3-6b-32k", "chatglm3-6b-128k",
+    "codegeex2-6b", "codegeex2-6b-int4",
+)  # fmt: skip
 CHAT = ModelKind(
     "model",
     "模型",
     "model",
-    {
-        "chatglm2-6b": ("THUDM/chatglm2-6b", "zai-org/chatglm2-6b"),
-        "chatglm3-6b": ("THUDM/chatglm3-6b", "zai-org/chatglm3-6b"),
-    },
-    ("tokenizer.model",),
+    {name: (f"THUDM/{name}", f"zai-org/{name}") for name in _PUBLISHED},
+    ("tokenizer.model", "ice_text.model"),
     # the tokenizer's code as the text that tells ChatGLM3 from ChatGLM2
     ("tokenizer_config.json", "tokenization_chatglm.py", "MODEL_LICENSE"),
+    _chat_tokenizers,
 )
 SENTENCE = ModelKind(
     "embedding_model",
@@ -81,9 +92,15 @@ def repositories(folder: Path, root: Path, kind: ModelKind = CHAT) -> tuple[str,
 def missing_files(folder: Path, kind: ModelKind = CHAT) -> list[str]:
     """What the folder lacks to be loaded; only looks at what there is, so a damaged file is the loader's to find."""
     missing = [] if (folder / "config.json").is_file() else ["config.json"]
-    if not any(_has(folder, name) for name in kind.tokenizers):
-        missing += [name for name in kind.tokenizers if (folder / name).is_file()] or [" or ".join(kind.tokenizers)]
+    tokenizers = _tokenizers(folder, kind)
+    if not any(_has(folder, name) for name in tokenizers):
+        missing += [name for name in tokenizers if (folder / name).is_file()] or [" or ".join(tokenizers)]
     return missing + _missing_weights(folder)
+
+
+def is_begun(folder: Path) -> bool:
+    """Whether a file of weights is there: what a broken off download leaves is whole files."""
+    return any(_has(folder, path.name) for path in _weights(folder))
 
 
 def incomplete(folder: Path, missing: list[str], kind: ModelKind = CHAT) -> ModelError:
@@ -120,6 +137,19 @@ def _is_pointer(path: Path) -> bool:
         return False
 
 
+def _tokenizers(folder: Path, kind: ModelKind) -> tuple[str, ...]:
+    """The tokenizer files of which the folder needs one."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # not there yet, or the loader's to complain of
+        return kind.tokenizers
+    return kind.tokenizers_for(config) if kind.tokenizers_for and isinstance(config, dict) else kind.tokenizers
+
+
+def _weights(folder: Path) -> list[Path]:
+    return [*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]
+
+
 def _missing_weights(folder: Path) -> list[str]:
     lacking = []
     for index in INDEXES:
@@ -135,10 +165,9 @@ def _missing_weights(folder: Path) -> list[str]:
             lacking.append(absent)
     if lacking:
         return min(lacking, key=len)
-    single = [*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]
-    if any(_has(folder, path.name) for path in single):
+    if is_begun(folder):
         return []
-    return sorted(path.name for path in single) or [_ANY_WEIGHTS]
+    return sorted(path.name for path in _weights(folder)) or [_ANY_WEIGHTS]
 
 
 def _has(folder: Path, name: str) -> bool:
@@ -156,8 +185,9 @@ def _not_a_folder(file: Path, kind: ModelKind) -> StartupError:
 def _unknown(name: str, home: Path, kind: ModelKind) -> StartupError:
     usable = (path.name for path in home.glob("*") if path.is_dir() and not missing_files(path, kind))
     there = sorted({*kind.repositories, *usable})
-    near = difflib.get_close_matches(name.replace("\\", "/").rpartition("/")[2], there, n=1)
-    zh, en = (f"是不是 {near[0]}？", f" Did you mean {near[0]}?") if near else ("", "")
+    spelled = {known.lower(): known for known in there}
+    near = difflib.get_close_matches(name.lower().replace("\\", "/").rpartition("/")[2], spelled, n=1)
+    zh, en = (f"是不是 {spelled[near[0]]}？", f" Did you mean {spelled[near[0]]}?") if near else ("", "")
     return StartupError(
         f"没有叫 {name} 的{kind.zh}：它不是文件夹，也不在 {home} 里。{zh}可用的有：{'、'.join(there)}。",
         f"There is no {kind.en} {name}: it is not a folder, and not in {home}.{en} Available: {', '.join(there)}.",

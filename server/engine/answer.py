@@ -5,11 +5,11 @@ from __future__ import annotations
 import queue
 import time
 from collections.abc import Iterator
-from collections.abc import Sequence as Ids
 
 from server.core import FinishReason, GenerationRequest, RequestOutput, TokenLogprob, ToolCall, Usage
 from server.engine.detokenizer import StreamingDetokenizer
 from server.engine.logprobs import readable
+from server.engine.prompting import Prompt
 from server.engine.sequence import Finish, Sequence
 from server.models.base import Family, Tokenizer
 
@@ -21,11 +21,11 @@ class AnswerText:
     calls that have become certain so far.
     """
 
-    def __init__(self, family: Family, tokenizer: Tokenizer, request: GenerationRequest, prompt_ids: Ids[int]):
+    def __init__(self, family: Family, tokenizer: Tokenizer, request: GenerationRequest, prompt: Prompt):
         self._family = family
         self._prefix = request.answer_prefix
-        self._continues = not request.messages  # a raw prompt, in whose continuation every character counts
-        context = prompt_ids if self._continues or self._prefix else ()
+        self._continues = prompt.continued
+        context = prompt.ids if self._continues or self._prefix else ()
         self._detokenizer = StreamingDetokenizer(tokenizer, context)
         self._stop = request.params.stop
         self._tools = tuple(tool.name for tool in request.tools)

@@ -80,9 +80,11 @@ class LocalEngine:
     def submit(self, request: GenerationRequest) -> LocalRequestStream:
         self._check_room()  # before the work of tokenizing
         self._check(request)
-        sequence = self._sequence(request)
-        answer = AnswerText(self._model.family, self._model.tokenizer, request, sequence.token_ids)
-        stream = LocalRequestStream(sequence, answer, self._model.tokenizer)  # before the thread appends to the ids
+        family, tokenizer = self._model.family, self._model.tokenizer
+        prompt = fit_prompt(family, tokenizer, request, self.max_length)
+        sequence = self._sequence(request, prompt.ids)
+        answer = AnswerText(family, tokenizer, request, prompt)
+        stream = LocalRequestStream(sequence, answer, tokenizer)  # before the thread appends to the ids
         with self._wake:
             self._check_room()
             self._live[sequence.request_id] = sequence
@@ -167,9 +169,8 @@ class LocalEngine:
                 param=param,
             )
 
-    def _sequence(self, request: GenerationRequest) -> Sequence:
+    def _sequence(self, request: GenerationRequest, prompt_ids: list[int]) -> Sequence:
         family, tokenizer, params = self._model.family, self._model.tokenizer, request.params
-        prompt_ids = fit_prompt(family, tokenizer, request, self.max_length)
         answer_limit = None if params.max_tokens is None else len(prompt_ids) + params.max_tokens
         limits = (self.max_length, params.max_length, answer_limit)
         sequence = Sequence(

@@ -128,6 +128,9 @@ class Family(Protocol):
     ) -> list[int]:
         """Token ids up to and with the answer prefix; raises BadRequest for roles that the family does not have."""
 
+    def continues(self, messages: Sequence[Message]) -> bool:
+        """Whether the answer to these messages continues their text: nothing is stripped from it or replaced in it."""
+
     def call_openings(self, tokenizer: Tokenizer, names: Sequence[str]) -> list[list[int]]:
         """Ids, one list for each tool, that an answer begins with when it calls it; not behind an answer prefix."""
 

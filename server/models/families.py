@@ -9,13 +9,15 @@ from typing import Any
 from server.errors import ModelError
 from server.models.base import Family
 from server.models.chatglm.prompt import ChatGLM
+from server.models.chatglm2.codegeex2 import CodeGeeX2
 from server.models.chatglm2.prompt import ChatGLM2, ChatGLM3
+from server.models.generations import unknown_model
 
 AUTO = "auto"
 
 
 def families() -> tuple[Family, ...]:
-    return ChatGLM2(), ChatGLM3(), ChatGLM()
+    return ChatGLM2(), ChatGLM3(), CodeGeeX2(), ChatGLM()
 
 
 def find_family(config: Mapping[str, Any], folder: Path, name: str = AUTO) -> Family:
@@ -34,11 +36,4 @@ def find_family(config: Mapping[str, Any], folder: Path, name: str = AUTO) -> Fa
             f"There is no model family {name!r}; choose one of {AUTO}, {names}.",
             param="family",
         )
-    raise ModelError(
-        f"{folder / 'config.json'} 不是本程序支持的模型（{names}）：model_type 是 {config.get('model_type')!r}，"
-        "并且既没有 padded_vocab_size 和 multi_query_attention，"
-        "也没有 inner_hidden_size 和 position_encoding_2d 字段。",
-        f"{folder / 'config.json'} is none of the supported models ({names}): model_type is "
-        f"{config.get('model_type')!r}, and it has neither padded_vocab_size and multi_query_attention nor "
-        "inner_hidden_size and position_encoding_2d.",
-    )
+    raise unknown_model(config, folder)

@@ -65,8 +65,9 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def load_sentencepiece(path: Path) -> SentencePieceProcessor:
-    content = read_bytes(path)
+def load_sentencepiece(path: Path, more: bytes = b"") -> SentencePieceProcessor:
+    """``more``: serialized fields of a ModelProto, which protobuf takes as if they stood in the file."""
+    content = read_bytes(path) + more
     try:
         # from memory: sentencepiece itself cannot open a path with Chinese characters on Windows
         return SentencePieceProcessor(model_proto=content)

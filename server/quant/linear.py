@@ -1,10 +1,13 @@
-"""A linear layer whose weight is quantized: takes nn.Linear's place, so that networks know nothing of bits."""
+"""Layers whose weight is quantized: they take the place of torch's, so that networks know nothing of bits."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import torch
 
 from server.kernels.ops import Ops, QuantWeight
+from server.kernels.torch_ops import dequantize
 
 
 class QuantLinear(torch.nn.Module):
@@ -24,3 +27,26 @@ class QuantLinear(torch.nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, bits={self.bits}, bias={self.bias is not None}"
+
+
+class QuantEmbedding(torch.nn.Module):
+    """Rows of a matrix [ids, values] of small integers, unpacked when they are looked up.
+
+    That of the official chatglm-6b-int4-qe shares its weight with the output layer.
+    """
+
+    def __init__(self, weight: QuantWeight, dtype: torch.dtype):
+        super().__init__()
+        self.num_embeddings = weight.out_features
+        self.embedding_dim = weight.in_features
+        self.bits = weight.bits
+        self._weight = weight
+        self._dtype = dtype
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        """int64 [T] to [T, embedding_dim]."""
+        rows = replace(self._weight, codes=self._weight.codes[ids], scales=self._weight.scales[ids])
+        return dequantize(rows, self._dtype)
+
+    def extra_repr(self) -> str:
+        return f"{self.num_embeddings}, {self.embedding_dim}, bits={self.bits}"

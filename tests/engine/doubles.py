@@ -111,6 +111,9 @@ class PlainFamily:
     def build_prompt(self, tokenizer, messages, answer_prefix="", tools=()):
         return tokenizer.encode("\n".join(m.content for m in messages) + "\n" + answer_prefix)
 
+    def continues(self, messages):
+        return False
+
     def stop_ids(self, tokenizer):
         return frozenset({EOS})
 

@@ -8,7 +8,6 @@ from types import SimpleNamespace
 import torch
 
 from server.engine.local import EngineSettings, LocalEngine
-from server.models.families import find_family
 from tests.engine.doubles import PlainFamily
 from tests.models.reference import Reference, load_reference
 
@@ -25,10 +24,10 @@ class AnyIds:
 def reference_engine(
     folder: Path, *, stop_ids: frozenset[int] = frozenset(), **settings
 ) -> Iterator[tuple[LocalEngine, Reference]]:
-    """Two slots and chunks of five tokens; no id ends an answer unless ``stop_ids`` has it."""
+    """Two slots, no longer than needed, and chunks of five tokens; no id ends an answer unless ``stop_ids`` has it."""
     reference = load_reference(folder)
     family = PlainFamily()
-    family.causal_prompt = find_family(reference.config, folder, reference.family_name).causal_prompt
+    family.causal_prompt = reference.family.causal_prompt
     family.stop_ids = lambda tokenizer: stop_ids
     model = SimpleNamespace(
         name=folder.name,
@@ -39,7 +38,7 @@ def reference_engine(
         dtype=torch.float32,
         device="cpu",
     )
-    defaults = {"max_length": 128, "slots": 2, "queue": 20, "prefill_chunk": 5}
+    defaults = {"max_length": reference.capacity, "slots": 2, "queue": 20, "prefill_chunk": 5}
     engine = LocalEngine(model, EngineSettings(**{**defaults, **settings}))
     try:
         yield engine, reference

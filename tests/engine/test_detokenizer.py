@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from server.core import GenerationRequest, Message, SamplingParams
 from server.engine.answer import AnswerText
 from server.engine.detokenizer import StreamingDetokenizer
+from server.engine.prompting import Prompt
 from tests.engine.doubles import AsciiTokenizer, PlainFamily
 
 TEXTS = [
@@ -82,7 +83,7 @@ def test_bytes_that_are_no_text_do_not_hold_back_what_follows(tokenizer):
 
 def test_stop_string_that_spans_tokens(tokenizer):
     request = GenerationRequest(messages=(Message("user", "?"),), params=SamplingParams(stop=("我是 助",)))
-    answer = AnswerText(PlainFamily(), tokenizer, request, ())
+    answer = AnswerText(PlainFamily(), tokenizer, request, Prompt([], continued=False))
     parts = []
     for token in tokenizer.encode("hello 你好 我是 助手 world"):
         parts.append(answer.add(token))
@@ -95,7 +96,7 @@ def test_stop_string_that_spans_tokens(tokenizer):
 @given(text=st.text("ab ", max_size=30), stops=st.lists(st.text("ab ", min_size=1, max_size=4), max_size=3))
 def test_stop_strings_end_an_answer_as_soon_as_one_is_complete(text, stops):
     request = GenerationRequest(messages=(Message("user", "?"),), params=SamplingParams(stop=tuple(stops)))
-    answer = AnswerText(PlainFamily(), AsciiTokenizer(), request, ())
+    answer = AnswerText(PlainFamily(), AsciiTokenizer(), request, Prompt([], continued=False))
     streamed = ""
     for character in text:
         streamed += answer.add(ord(character))

@@ -310,7 +310,7 @@ def test_as_many_rounds_are_kept_as_fit(size, max_length):
     request = GenerationRequest(messages=messages, overflow=Overflow.DROP_OLDEST)
     prompts = [family.build_prompt(tokenizer, messages[first:]) for first in range(0, len(messages), 2)]
     longest = next(ids for ids in prompts if len(ids) <= allowed)
-    assert fit_prompt(family, tokenizer, request, max_length) == longest
+    assert fit_prompt(family, tokenizer, request, max_length).ids == longest
 
 
 def test_a_history_of_megabytes_is_not_encoded_whole():
@@ -323,7 +323,7 @@ def test_a_history_of_megabytes_is_not_encoded_whole():
 
     tokenizer = Counting()
     request = GenerationRequest(messages=rounds(25, size=200_000), overflow=Overflow.DROP_OLDEST)
-    assert fit_prompt(PlainFamily(), tokenizer, request, 100) == tokenizer.encode("now\n")
+    assert fit_prompt(PlainFamily(), tokenizer, request, 100).ids == tokenizer.encode("now\n")
     assert tokenizer.encoded < 500_000
 
 

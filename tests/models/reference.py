@@ -2,42 +2,100 @@
 
 import json
 import os
+import shutil
 from functools import cache, cached_property
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from server.engine.kv_cache import KVCache
 from server.kernels.torch_ops import TorchOps
 from server.models.base import ForwardBatch, Segment
-from server.models.families import find_family
+from server.models.families import AUTO, families, find_family
 from server.models.files import read_json
 from server.models.loader import load_network
 from tests.oracle import ORACLE, ROOT
 
 OWN = ROOT / "tests" / "data" / "reference"
+TOKENIZERS = ROOT / "tests" / "data" / "tokenizers"
 DATA = Path(os.environ.get("DATA_DIR", ORACLE.parent / "data"))
 FAMILY_NAMES = {"chatglm1": "chatglm"}
+GENERATIONS = {"chatglm": "ChatGLM-6B", "chatglm2": "ChatGLM2", "chatglm3": "ChatGLM3", "codegeex2": "CodeGeeX2"}
 
 
-def reference_folders() -> list[Path]:
+def complete_folder(name: str, target: Path) -> Path:
+    """A copy of one of our small-* checkpoints with its tokenizer, as a user has it; returns the folder."""
+    folder = target / name
+    folder.mkdir(parents=True)
+    for path in (OWN / name).iterdir():
+        if not path.name.startswith("vectors."):
+            shutil.copyfile(path, folder / path.name)
+    first = "inner_hidden_size" in read_json(folder / "config.json")
+    shutil.copy(TOKENIZERS / ("ice_text.model" if first else "tokenizer.model"), folder)
+    return folder
+
+
+def reference_folders(oracle: Path = ORACLE) -> list[Path]:
     """The repository's own references and the official ones, where those are there."""
-    folders = [*OWN.glob("*"), *(ORACLE / "models").glob("*")]
+    folders = [*OWN.glob("*"), *(oracle / "models").glob("*")]
     return sorted((f for f in folders if (f / "vectors.json").exists()), key=lambda f: f.name)
 
 
 class Reference:
-    """``network`` computes in float32 with ``bits`` as given; ``tensors`` and ``vectors`` are what it should give."""
+    """``network`` computes in ``dtype`` with ``bits`` as given; ``tensors`` and ``vectors`` are what it should give.
 
-    def __init__(self, folder: Path, bits: int = 16):
+    An adapter's folder (meta.base names the model's folder beside it) is that model with the adapter.
+    """
+
+    def __init__(self, folder: Path, bits: int = 16, dtype: torch.dtype = torch.float32):
         self.folder = folder
         self.bits = bits
+        self.dtype = dtype
         self.vectors = json.loads((folder / "vectors.json").read_text(encoding="utf-8"))
-        self.config = read_json(folder / "config.json")
-        name = self.vectors["meta"]["family"]
-        self.family_name = FAMILY_NAMES.get(name, name)
-        self.tolerance = 2e-4 if name == "chatglm1" else 1e-4
+        meta = self.vectors.get("meta", {})
+        self.model = folder.parent / meta["base"] if "base" in meta else folder
+        self.adapter = {meta["adapter"]: folder} if "adapter" in meta else {}
+        name = meta.get("family", AUTO)
+        self._family_name = FAMILY_NAMES.get(name, name)
+
+    @cached_property
+    def config(self) -> dict:
+        own = self.folder / "config.json"
+        return read_json(self.model / "config.json") | (read_json(own) if own.exists() else {})
+
+    @cached_property
+    def family(self):
+        """The one that the folder names, or else what its files look like."""
+        known = any(family.name == self._family_name for family in families())
+        return find_family(self.config, self.model, self._family_name if known else AUTO)
+
+    @property
+    def tolerance(self) -> float:
+        """Of logits in float32: the first generation's large residuals cost digits."""
+        return 2e-4 if self.family.name == "chatglm" else 1e-4
+
+    @property
+    def generation(self) -> str:
+        name = GENERATIONS[self.family.name] + ("-32k" if self.config.get("rope_ratio", 1) != 1 else "")
+        prefix = " P-tuning" if self.config.get("pre_seq_len") else ""
+        return name + prefix + (" LoRA" if "lora" in self.adapter else "")
+
+    @property
+    def precision(self) -> str:
+        """As written in ids of tests and in the table."""
+        if self.dtype != torch.float32:
+            return str(self.dtype).removeprefix("torch.")
+        bits = self.config.get("quantization_bit")
+        return f"official int{bits}" if bits else "float32"
+
+    @cached_property
+    def tensor_names(self) -> set[str]:
+        if not (self.folder / "vectors.safetensors").exists():
+            return set()
+        with safe_open(self.folder / "vectors.safetensors", "pt") as file:
+            return set(file.keys())
 
     @cached_property
     def tensors(self) -> dict[str, torch.Tensor]:
@@ -45,10 +103,8 @@ class Reference:
 
     @cached_property
     def loaded(self):
-        family = find_family(self.config, self.folder, self.family_name)
-        return load_network(
-            self.folder, self.config, family, dtype=torch.float32, device="cpu", bits=self.bits, ops=TorchOps()
-        )
+        options = {"dtype": self.dtype, "device": "cpu", "bits": self.bits, "ops": TorchOps(), **self.adapter}
+        return load_network(self.model, read_json(self.model / "config.json"), self.family, **options)
 
     @property
     def network(self):
@@ -58,8 +114,33 @@ class Reference:
     def prefix(self):
         return self.loaded[1]
 
+    @cached_property
+    def capacity(self) -> int:
+        """Tokens of the longest sequence that anything in the folder asks for."""
+        entries = [*self.vectors.get("cases", []), *(part for part in self.vectors.values() if isinstance(part, dict))]
+        return max((_longest(entry) for entry in entries if "input_ids" in entry), default=1)
+
     def conversation(self, rows: int = 1) -> "Conversation":
         return Conversation(self, rows)
+
+
+def greedy_ids(entry: dict) -> list | None:
+    """The stored greedy answer (of a batch: one for each row), however many ids it has; None if there is none."""
+    return next((ids for name, ids in entry.items() if name.startswith("greedy_") and isinstance(ids, list)), None)
+
+
+def stopped_ids(entry: dict) -> list[int]:
+    """The stored answer up to and with its end token."""
+    return entry.get("output_ids_including_eos") or entry["generate_output_including_eos"]
+
+
+def _longest(entry: dict) -> int:
+    rows = entry["input_ids"] if isinstance(entry["input_ids"][0], list) else [entry["input_ids"]]
+    answers = [greedy_ids(entry) or [], entry.get("decode_ids", []), entry.get("steps", [])]
+    if "eos_token_id" in entry:
+        answers.append(range(entry["max_new_tokens"]) if "max_new_tokens" in entry else stopped_ids(entry))
+    answers += [answer for answer in answers[0] if isinstance(answer, list)]
+    return max(map(len, rows)) + max(map(len, answers))
 
 
 class Conversation:
@@ -70,7 +151,7 @@ class Conversation:
         # the slots are not the rows, so that a mixed-up slot shows
         self._slots = list(range(rows, 0, -1))
         shape = self._network.kv_shape
-        self._cache = KVCache(shape, rows + 1, 160, torch.float32, "cpu", reference.prefix)
+        self._cache = KVCache(shape, rows + 1, reference.capacity, reference.dtype, "cpu", reference.prefix)
         self.lengths = [0] * rows
         self._contexts = [None] * rows
 
@@ -97,7 +178,7 @@ class Conversation:
         return answers
 
     def cached(self, row: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values of one row, [layers, tokens, groups, head_dim] each."""
+        """Keys and values of one row, [layers, prefix + tokens, groups, head_dim] each."""
         shape, length = self._network.kv_shape, self.lengths[row]
         empty = torch.empty(0, shape.groups, shape.head_dim)
         nothing = Segment(self._slots[row], length, 0)
@@ -107,5 +188,5 @@ class Conversation:
 
 
 @cache
-def load_reference(folder: Path, bits: int = 16) -> Reference:
-    return Reference(folder, bits)
+def load_reference(folder: Path, bits: int = 16, dtype: torch.dtype = torch.float32) -> Reference:
+    return Reference(folder, bits, dtype)

@@ -15,7 +15,7 @@ from server.models.chatglm.prompt import ChatGLM
 from server.models.families import find_family
 from server.models.files import read_json
 from server.models.loader import load_network
-from tests.models.reference import DATA
+from tests.models.reference import DATA, TOKENIZERS
 from tests.models.token_bytes import TEXTS, check_joined_bytes, check_token_bytes
 from tests.oracle import oracle_file
 
@@ -35,12 +35,20 @@ CONFIG = {
 }
 
 
-@pytest.fixture(scope="module")
-def tokenizer():
-    folder = DATA / "chatglm-tokenizer"
+def tokenizer_of(folder):
     if not folder.exists():
         pytest.skip(f"no official tokenizer at {folder} (set DATA_DIR)")
     return FAMILY.load_tokenizer(folder)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return tokenizer_of(DATA / "chatglm-tokenizer")
+
+
+@pytest.fixture(scope="module", params=["official", "tiny"])
+def any_tokenizer(request):
+    return tokenizer_of(DATA / "chatglm-tokenizer" if request.param == "official" else TOKENIZERS)
 
 
 def stored(*parts):
@@ -86,8 +94,8 @@ def test_bytes_of_every_id(tokenizer):
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_bytes_of_ids_are_the_text(tokenizer, text):
-    check_joined_bytes(tokenizer, text)
+def test_bytes_of_ids_are_the_text(any_tokenizer, text):
+    check_joined_bytes(any_tokenizer, text)
 
 
 def test_special_tokens_stand_where_the_official_tokenizer_puts_them(tokenizer):
@@ -97,8 +105,28 @@ def test_special_tokens_stand_where_the_official_tokenizer_puts_them(tokenizer):
     assert " ".join(tokenizer.pieces(text)) == "▁如果 给你一个 机会 , 你会 想 逃离 你 所在的 虚拟 世界 吗 ?"
 
 
-def test_half_a_surrogate_pair(tokenizer):
-    assert tokenizer.encode("a\ud83db") == tokenizer.encode("a\ufffdb")
+def test_half_a_surrogate_pair(any_tokenizer):
+    assert any_tokenizer.encode("a\ud83db") == any_tokenizer.encode("a\ufffdb")
+
+
+@pytest.mark.parametrize(
+    ("messages", "prefix", "text", "begun"),
+    [
+        ([Message("user", "你好")], "", "你好", ""),
+        ([Message("user", "你好")], "作为", "你好", "作为"),
+        ([Message("user", "a"), Message("assistant", "be")], "g", "a", "beg"),
+        (
+            [Message("system", "S。"), Message("user", "a"), Message("assistant", "b"), Message("user", "q")],
+            "",
+            "[Round 0]\n问：a\n答：b\n[Round 1]\n问：S。q\n答：",
+            "",
+        ),
+    ],
+)
+def test_prompts(any_tokenizer, messages, prefix, text, begun):
+    """As chat() of modeling_chatglm.py builds them; what the answer begins with stands behind <sop>."""
+    start = [*any_tokenizer.encode(text), any_tokenizer.gmask_id, any_tokenizer.bos_id]
+    assert FAMILY.build_prompt(any_tokenizer, messages, prefix) == start + any_tokenizer.encode(begun)
 
 
 def test_damaged_tokenizer_is_named(tmp_path):
@@ -148,7 +176,7 @@ def test_family_and_network_of_the_official_configuration():
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("position_encoding_2d", False), ("vocab_size", 150528), ("quantization_embeddings", True), ("hidden_size", 4100)],
+    [("position_encoding_2d", False), ("vocab_size", "130528"), ("hidden_size", 4100)],
 )
 def test_impossible_value_is_named(field, value):
     with pytest.raises(ModelError, match=field):

@@ -369,6 +369,21 @@ def test_wrong_configuration_file(whole_folder, content):
     names(caught.value, path)
 
 
+def write_adapter(folder, shapes, rank=16):
+    """Of rank ``rank`` on every matrix of the layers."""
+    folder.mkdir()
+    config = {"peft_type": "LORA", "r": rank, "lora_alpha": 1}
+    (folder / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
+    tensors = {}
+    for name, shape in shapes.items():
+        if ".layers." in name and len(shape) == 2:
+            module = "base_model.model." + name.removesuffix(".weight")
+            tensors[module + ".lora_A.weight"] = torch.ones(rank, shape[1])
+            tensors[module + ".lora_B.weight"] = torch.ones(shape[0], rank)
+    save_file(tensors, folder / "adapter_model.safetensors")
+    return folder
+
+
 LOAD_AND_MEASURE = """
 import resource, sys, torch
 from pathlib import Path
@@ -378,19 +393,21 @@ from server.models.files import read_json
 from server.models.loader import load_network
 from server.quant.formats import quantize
 quantize(torch.randn(64, 64), 4)  # what torch itself needs at its first steps
-folder, before = Path(sys.argv[1]), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+folder, lora = Path(sys.argv[1]), Path(sys.argv[3]) if sys.argv[3:] else None
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 network, _ = load_network(
     folder, read_json(folder / "config.json"), ChatGLM2(),
-    dtype=torch.bfloat16, device="cpu", bits=int(sys.argv[2]), ops=TorchOps(),
+    dtype=torch.bfloat16, device="cpu", bits=int(sys.argv[2]), ops=TorchOps(), lora=lora,
 )
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
 """
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no getrusage")
+@pytest.mark.parametrize("lora", [False, True], ids=["plain", "lora"])
 @pytest.mark.parametrize(("bits", "allowed_share"), [(16, 1.35), (4, 0.75)])
-def test_peak_memory_is_the_finished_model_and_one_tensor(tmp_path, bits, allowed_share):
-    """A checkpoint of 150 MB whose largest tensor has 34 MB."""
+def test_peak_memory_is_the_finished_model_and_one_tensor(tmp_path, bits, allowed_share, lora):
+    """A checkpoint of 150 MB whose largest tensor has 34 MB; the adapter, of 3 MB, changes every matrix of a layer."""
     config = {**CONFIG, "hidden_size": 1024, "ffn_hidden_size": 2048, "num_layers": 6, "padded_vocab_size": 16384}
     network = ChatGLM2().build_network(config, TorchOps())
     shapes = {name: p.shape for name, p in network.named_parameters()}
@@ -399,6 +416,8 @@ def test_peak_memory_is_the_finished_model_and_one_tensor(tmp_path, bits, allowe
     save_file(tensors, tmp_path / "model.safetensors")
     size = (tmp_path / "model.safetensors").stat().st_size
     command = [sys.executable, "-c", LOAD_AND_MEASURE, str(tmp_path), str(bits)]
+    if lora:
+        command.append(str(write_adapter(tmp_path / "lora", shapes)))
     measured = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert int(measured.stdout) < allowed_share * size
     assert size > 140e6

@@ -11,7 +11,7 @@ from server.models.base import Context, ForwardBatch, Segment
 from server.models.chatglm.prompt import ChatGLM
 from server.models.chatglm2.model import Rotary
 from server.models.chatglm2.prompt import ChatGLM2, ChatGLM3
-from server.models.families import families, find_family
+from server.models.families import find_family
 from server.models.files import read_json
 from server.models.loader import load_network
 from tests.models.reference import OWN
@@ -79,37 +79,6 @@ def test_official_configurations_are_accepted():
         assert network.max_positions == config["seq_length"]
         # 6.24 G parameters, none of them in memory
         assert sum(p.numel() for p in network.parameters()) * 2 == pytest.approx(12_487_168_064, rel=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("change", "folder", "code", "expected"),
-    [
-        ({}, "model", None, "chatglm2"),
-        ({}, "chatglm3-6b", None, "chatglm3"),
-        ({"_name_or_path": "THUDM/ChatGLM3-6B"}, "model", None, "chatglm3"),
-        ({"_name_or_path": "THUDM/chatglm2-6b"}, "model", None, "chatglm2"),
-        ({}, "model", 'special_tokens = ["<|system|>", "<|user|>"]', "chatglm3"),
-        ({"_name_or_path": "chatglm3"}, "chatglm3-6b", 'special_tokens = ["[MASK]"]', "chatglm2"),
-    ],
-)
-def test_family_of_a_folder(tmp_path, change, folder, code, expected):
-    path = tmp_path / folder
-    path.mkdir()
-    if code is not None:
-        (path / "tokenization_chatglm.py").write_text(code + "\nraise SystemExit('never run')", encoding="utf-8")
-    config = {**CONFIG, **change}
-    assert find_family(config, path).name == expected
-    assert [family.name for family in families() if family.matches(config, path)] == [expected]
-    assert find_family(config, path, "chatglm3").name == "chatglm3"
-
-
-def test_no_family_says_what_was_looked_at(tmp_path):
-    with pytest.raises(ModelError, match=r"model_type is 'llama'.*padded_vocab_size") as caught:
-        find_family({"model_type": "llama"}, tmp_path)
-    assert str(tmp_path) in caught.value.zh
-    with pytest.raises(ModelError, match="chatglm2, chatglm3") as caught:
-        find_family(CONFIG, tmp_path, "gpt")
-    assert "gpt" in caught.value.zh
 
 
 ROTARY = {

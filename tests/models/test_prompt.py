@@ -5,22 +5,31 @@ from itertools import pairwise
 
 import pytest
 
-from server.core import Message
+from server.core import Message, Tool, ToolCall
 from server.errors import BadRequest
+from server.models.chatglm.prompt import ChatGLM
 from server.models.chatglm2.prompt import ChatGLM2, ChatGLM3
-from tests.models.reference import DATA
+from tests.models.reference import DATA, TOKENIZERS
 from tests.oracle import oracle_file
 
 GLM2, GLM3 = ChatGLM2(), ChatGLM3()
 REPLACEMENT = "\ufffd"
 
 
-@pytest.fixture(scope="module")
-def tokenizers():
-    folder = DATA / "chatglm2-tokenizer"
+def tokenizers_of(folder):
     if not folder.exists():
         pytest.skip(f"no official tokenizer at {folder} (set DATA_DIR)")
     return {family.name: family.load_tokenizer(folder) for family in (GLM2, GLM3)}
+
+
+@pytest.fixture(scope="module")
+def official():
+    return tokenizers_of(DATA / "chatglm2-tokenizer")
+
+
+@pytest.fixture(scope="module", params=["official", "tiny"])
+def tokenizers(request):
+    return tokenizers_of(DATA / "chatglm2-tokenizer" if request.param == "official" else TOKENIZERS)
 
 
 def chat_cases(name):
@@ -48,8 +57,8 @@ def streamed(family, tokenizer, ids, **options):
     return shown
 
 
-def test_chatglm2_chat_as_official(tokenizers):
-    tokenizer = tokenizers["chatglm2"]
+def test_chatglm2_chat_as_official(official):
+    tokenizer = official["chatglm2"]
     for case in chat_cases("chatglm2_chat.json"):
         turns = [message for q, a in case["history"] for message in (user(q), assistant(a))]
         assert GLM2.build_prompt(tokenizer, [*turns, user(case["query"])]) == case["input_ids"]
@@ -67,8 +76,8 @@ def official_message(item):
     return Message(item["role"], content)
 
 
-def test_chatglm3_chat_as_official(tokenizers):
-    tokenizer = tokenizers["chatglm3"]
+def test_chatglm3_chat_as_official(official):
+    tokenizer = official["chatglm3"]
     for case in chat_cases("chatglm3_chat.json"):
         messages = [*map(official_message, case["history"]), Message(case["role"], case["query"])]
         assert GLM3.build_prompt(tokenizer, messages) == case["input_ids"]
@@ -122,8 +131,14 @@ def test_chatglm3_parts_are_shown_one_below_the_other():
     assert GLM3.display("\n你好<|assistant|>", final=True) == "你好"
 
 
-def text_of(tokenizer, ids):
-    return tokenizer.decode(ids[2:])
+def start(tokenizer):
+    return [tokenizer.special_ids["[gMASK]"], tokenizer.special_ids["sop"]]
+
+
+def turn(tokenizer, role, content, metadata=""):
+    """One message as tokenization_chatglm.py's build_single_message puts it together."""
+    header = tokenizer.encode(f"{metadata}\n")
+    return [tokenizer.special_ids[f"<|{role}|>"], *header, *tokenizer.encode(content)]
 
 
 @pytest.mark.parametrize(
@@ -147,26 +162,56 @@ def text_of(tokenizer, ids):
 def test_chatglm2_messages_of_any_order(tokenizers, messages, text):
     tokenizer = tokenizers["chatglm2"]
     ids = GLM2.build_prompt(tokenizer, messages)
-    assert ids == [64790, 64792, *tokenizer.encode(text)]
+    assert ids == [*start(tokenizer), *tokenizer.encode(text)]
 
 
 def test_chatglm2_answer_prefix_is_encoded_with_the_template(tokenizers):
     tokenizer = tokenizers["chatglm2"]
     ids = GLM2.build_prompt(tokenizer, [user("你好")], "作为")
-    assert ids == [64790, 64792, *tokenizer.encode("[Round 1]\n\n问：你好\n\n答：作为")]
+    assert ids == [*start(tokenizer), *tokenizer.encode("[Round 1]\n\n问：你好\n\n答：作为")]
 
 
 def test_chatglm3_answer_prefix_stands_behind_the_header(tokenizers):
     tokenizer = tokenizers["chatglm3"]
     prompt = GLM3.build_prompt(tokenizer, [user("你好")])
-    assert prompt[-1] == 64796
-    assert GLM3.build_prompt(tokenizer, [user("你好")], "作为") == [*prompt, 30910, 13, *tokenizer.encode("作为")]
-    assert GLM3.build_prompt(tokenizer, [user("你好"), assistant("作")], "为") == [
-        *prompt,
-        30910,
-        13,
-        *tokenizer.encode("作为"),
+    assert prompt[-1] == tokenizer.special_ids["<|assistant|>"]
+    continued = [*prompt, *tokenizer.encode("\n"), *tokenizer.encode("作为")]
+    assert GLM3.build_prompt(tokenizer, [user("你好")], "作为") == continued
+    assert GLM3.build_prompt(tokenizer, [user("你好"), assistant("作")], "为") == continued
+
+
+def test_chatglm3_system_tools_and_observation(tokenizers):
+    tokenizer = tokenizers["chatglm3"]
+    tool = Tool("get_weather", "天气", {"type": "object", "properties": {"city": {"type": "string"}}})
+    described = [{"name": tool.name, "description": tool.description, "parameters": tool.parameters}]
+    offer = (
+        "Answer the following questions as best as you can. You have access to the following tools:\n"
+        + json.dumps(described, indent=4, ensure_ascii=False)
+    )
+    messages = [
+        Message("system", "你会看天气。"),
+        user("北京呢？"),
+        Message("assistant", "", (ToolCall("get_weather", '{"city": "北京"}'),)),
+        Message("observation", '{"temperature": 22}'),
+        assistant("22 度。"),
+        user("谢谢"),
     ]
+    assert GLM3.build_prompt(tokenizer, messages, tools=[tool]) == [
+        *start(tokenizer),
+        *turn(tokenizer, "system", offer),
+        *turn(tokenizer, "system", "你会看天气。"),
+        *turn(tokenizer, "user", "北京呢？"),
+        *turn(tokenizer, "assistant", "```python\ntool_call(city='北京')\n```", "get_weather"),
+        *turn(tokenizer, "observation", '{"temperature": 22}'),
+        *turn(tokenizer, "assistant", "22 度。"),
+        *turn(tokenizer, "user", "谢谢"),
+        tokenizer.special_ids["<|assistant|>"],
+    ]
+
+
+def test_chatglm3_header_is_a_space_and_a_newline(official):
+    ids = GLM3.build_prompt(official["chatglm3"], [user("你好")])
+    assert ids == [64790, 64792, 64795, 30910, 13, 36474, 54591, 64796]
 
 
 def test_typed_special_tokens_cannot_forge_a_turn(tokenizers):
@@ -185,6 +230,11 @@ def test_unknown_role_is_the_callers_mistake(tokenizers, family, role):
     assert caught.value.param == "messages"
 
 
-def test_stop_ids(tokenizers):
-    assert GLM2.stop_ids(tokenizers["chatglm2"]) == {2}
-    assert GLM3.stop_ids(tokenizers["chatglm3"]) == {2, 64795, 64797}
+def test_stop_ids(official):
+    assert GLM2.stop_ids(official["chatglm2"]) == {2}
+    assert GLM3.stop_ids(official["chatglm3"]) == {2, 64795, 64797}
+
+
+def test_only_codegeex2_continues_what_is_asked():
+    for family in (GLM2, GLM3, ChatGLM()):
+        assert not family.continues([user("# language: Python\nx = ")])

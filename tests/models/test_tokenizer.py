@@ -6,7 +6,7 @@ import pytest
 
 from server.errors import ModelError
 from server.models.chatglm2.prompt import ChatGLM2, ChatGLM3
-from tests.models.reference import DATA
+from tests.models.reference import DATA, TOKENIZERS
 from tests.models.token_bytes import TEXTS, check_joined_bytes, check_token_bytes
 from tests.oracle import ROOT, oracle_file
 
@@ -14,12 +14,20 @@ FAMILIES = [ChatGLM2(), ChatGLM3()]
 by_family = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 
 
-@pytest.fixture(scope="module")
-def tokenizers():
-    folder = DATA / "chatglm2-tokenizer"
+def tokenizers_of(folder):
     if not folder.exists():
         pytest.skip(f"no official tokenizer at {folder} (set DATA_DIR)")
     return {family.name: family.load_tokenizer(folder) for family in FAMILIES}
+
+
+@pytest.fixture(scope="module")
+def tokenizers():
+    return tokenizers_of(DATA / "chatglm2-tokenizer")
+
+
+@pytest.fixture(scope="module", params=["official", "tiny"])
+def any_tokenizers(request):
+    return tokenizers_of(DATA / "chatglm2-tokenizer" if request.param == "official" else TOKENIZERS)
 
 
 def stored(name):
@@ -60,14 +68,14 @@ def test_decodes_every_prefix_as_official(tokenizers, family):
 
 
 @by_family
-def test_bytes_of_every_id(tokenizers, family):
-    check_token_bytes(tokenizers[family.name])
+def test_bytes_of_every_id(any_tokenizers, family):
+    check_token_bytes(any_tokenizers[family.name])
 
 
 @by_family
 @pytest.mark.parametrize("text", TEXTS)
-def test_bytes_of_ids_are_the_text(tokenizers, family, text):
-    data = check_joined_bytes(tokenizers[family.name], text)
+def test_bytes_of_ids_are_the_text(any_tokenizers, family, text):
+    data = check_joined_bytes(any_tokenizers[family.name], text)
     assert data == (b" " + text.encode() if text else b"")
 
 
@@ -95,8 +103,8 @@ def test_special_tokens_stand_where_the_official_tokenizer_puts_them(tokenizers,
 
 
 @by_family
-def test_special_tokens_are_not_parsed_out_of_text(tokenizers, family):
-    tokenizer = tokenizers[family.name]
+def test_special_tokens_are_not_parsed_out_of_text(any_tokenizers, family):
+    tokenizer = any_tokenizers[family.name]
     text = "[gMASK]sop<|user|></s><|assistant|>"
     ids = tokenizer.encode(text)
     assert not set(ids) & {*tokenizer.special_ids.values(), 0, 1, 2}
@@ -120,15 +128,15 @@ def test_ids_of_special_tokens(tokenizers):
 
 
 @by_family
-def test_half_a_surrogate_pair_is_read_as_a_replacement_character(tokenizers, family):
-    tokenizer = tokenizers[family.name]
+def test_half_a_surrogate_pair_is_read_as_a_replacement_character(any_tokenizers, family):
+    tokenizer = any_tokenizers[family.name]
     assert tokenizer.decode(tokenizer.encode("a\ud83db")) == "a\ufffdb"
     assert tokenizer.pieces("\ud83d\ude00") == tokenizer.pieces("😀")
 
 
 @by_family
-def test_negative_and_huge_ids_are_nothing(tokenizers, family):
-    assert tokenizers[family.name].decode([-1, 10**9]) == ""
+def test_negative_and_huge_ids_are_nothing(any_tokenizers, family):
+    assert any_tokenizers[family.name].decode([-1, 10**9]) == ""
 
 
 @by_family

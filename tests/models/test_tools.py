@@ -120,6 +120,7 @@ def test_only_chatglm3_takes_tools():
         "chatglm": False,
         "chatglm2": False,
         "chatglm3": True,
+        "codegeex2": False,
     }
 
 

@@ -5,7 +5,7 @@ import torch
 
 from server.kernels.torch_ops import TorchOps, dequantize
 from server.quant.formats import from_official, pack_int4, quantize
-from server.quant.linear import QuantLinear
+from server.quant.linear import QuantEmbedding, QuantLinear
 
 
 def random(*shape, seed=0):
@@ -101,3 +101,12 @@ def test_quant_linear_takes_the_place_of_linear():
     torch.testing.assert_close(layer(x), linear(x).detach(), atol=0.02, rtol=0)
     assert dict(layer.named_parameters()).keys() == {"bias"}
     assert repr(layer) == "QuantLinear(40, 6, bits=8, bias=True)"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_quantized_embedding_gives_the_matrixs_rows(bits, dtype):
+    weight = quantize(random(50, 40), bits)  # 40 values: the last group of each row is filled up
+    embedding = QuantEmbedding(weight, dtype)
+    ids = torch.tensor([49, 0, 7, 7])
+    assert torch.equal(embedding(ids), dequantize(weight, dtype)[ids])

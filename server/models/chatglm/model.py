@@ -43,13 +43,14 @@ class NetworkConfig:
     def read(cls, config: Mapping[str, Any]) -> NetworkConfig:
         """Raises ModelError for a field that is missing, or whose value this network cannot have."""
         require(config, "position_encoding_2d", flag(config, "position_encoding_2d"), True)
-        require(config, "quantization_embeddings", not config.get("quantization_embeddings"), False)
+        # releases before April 2023 do not name the mask tokens, whose ids have the same distance in all releases
+        bos = number(config, "bos_token_id", int)
         self = cls(
             **{name: number(config, name, int) for name in _SIZES},
+            mask_token_id=number(config, "mask_token_id", int, default=bos - 4),
+            gmask_token_id=number(config, "gmask_token_id", int, default=bos - 3),
             layernorm_epsilon=number(config, "layernorm_epsilon", float),
         )
-        # the releases before April 2023 had 20000 image tokens in front, and other ids for every text
-        require(config, "vocab_size", self.vocab_size != 150528, "that of a release since April 2023 (130528)")
         heads = self.num_attention_heads
         require(config, "hidden_size", self.hidden_size % (4 * heads) == 0, f"a multiple of 4 * {heads} heads")
         return self
@@ -63,8 +64,6 @@ _SIZES = (
     "vocab_size",
     "max_sequence_length",
     "bos_token_id",
-    "mask_token_id",
-    "gmask_token_id",
 )
 
 

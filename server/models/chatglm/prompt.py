@@ -1,4 +1,4 @@
-"""The family ChatGLM-6B: how to recognise it, its template, and how its answers are shown."""
+"""The family ChatGLM-6B: its template, and how its answers are shown."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from server.kernels.ops import Ops
 from server.models.chat import rounds_of, shown_part
 from server.models.chatglm.model import ChatGLMNetwork, NetworkConfig
 from server.models.chatglm.tokenizer import ChatGLMTokenizer
+from server.models.fields import number
+from server.models.files import read_json
+from server.models.generations import CHATGLM, generation
 
 _FULL_WIDTH = {",": "，", "!": "！", ":": "：", ";": "；", "?": "？"}
 _CHINESE = "\u4e00-\u9fff"
@@ -20,15 +23,18 @@ _CHINESE = "\u4e00-\u9fff"
 class ChatGLM:
     """ChatGLM-6B: numbered rounds, then [gMASK] <sop> and the answer."""
 
-    name = "chatglm"
+    name = CHATGLM
     causal_prompt = False
     takes_tools = False
 
     def matches(self, config: Mapping[str, Any], folder: Path) -> bool:
-        return "inner_hidden_size" in config and "position_encoding_2d" in config
+        return generation(config, folder) == self.name
 
     def load_tokenizer(self, folder: Path) -> ChatGLMTokenizer:
-        return ChatGLMTokenizer.load(folder / "ice_text.model")
+        """In the releases before April 2023 every id is 20000 higher, which config.json alone shows."""
+        config = folder / "config.json"
+        bos_id = number(read_json(config), "bos_token_id", int) if config.is_file() else None
+        return ChatGLMTokenizer.load(folder / "ice_text.model", bos_id)
 
     def build_network(self, config: Mapping[str, Any], ops: Ops) -> ChatGLMNetwork:
         return ChatGLMNetwork(NetworkConfig.read(config), ops)
@@ -53,6 +59,9 @@ class ChatGLM:
         text = "\n".join(f"[Round {i}]\n问：{turn.question}\n答：{turn.answer}" for i, turn in enumerate(rounds))
         text = text if len(rounds) > 1 else rounds[0].question
         return self.encode(tokenizer, text) + tokenizer.encode(begun)
+
+    def continues(self, messages: Sequence[Message]) -> bool:
+        return False
 
     def stop_ids(self, tokenizer: ChatGLMTokenizer) -> frozenset[int]:
         return frozenset({tokenizer.eos_id})

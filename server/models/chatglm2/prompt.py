@@ -1,4 +1,4 @@
-"""The families ChatGLM2 and ChatGLM3: how to recognise them, their templates, and how their answers are shown."""
+"""The families ChatGLM2 and ChatGLM3: their templates, and how their answers are shown."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from server.models.chat import YEAR, no_such_role, rounds_of, shown_part, with_y
 from server.models.chatglm2.model import ROTARY_BASE, ChatGLM2Network, NetworkConfig, Rotary
 from server.models.chatglm2.tokenizer import ROLE_TOKENS, SPECIAL_TOKENS, ChatGLM2Tokenizer
 from server.models.chatglm2.tools import CALL_OPENING, offer, take_call, with_metadata
+from server.models.generations import CHATGLM2, CHATGLM3, generation
 
 _ASSISTANT = "<|assistant|>"
 
@@ -20,12 +21,12 @@ _ASSISTANT = "<|assistant|>"
 class ChatGLM2:
     """ChatGLM2-6B and ChatGLM2-6B-32k: one text of numbered rounds."""
 
-    name = "chatglm2"
+    name = CHATGLM2
     causal_prompt = True
     takes_tools = False
 
     def matches(self, config: Mapping[str, Any], folder: Path) -> bool:
-        return _is_block(config) and not _has_roles(config, folder)
+        return generation(config, folder) == CHATGLM2
 
     def load_tokenizer(self, folder: Path) -> ChatGLM2Tokenizer:
         return ChatGLM2Tokenizer.load(folder / "tokenizer.model", SPECIAL_TOKENS, shows_special=False)
@@ -53,6 +54,9 @@ class ChatGLM2:
         text = "\n\n".join(f"[Round {i}]\n\n问：{turn.question}\n\n答：{turn.answer}" for i, turn in rounds)
         return self.encode(tokenizer, text + answer_prefix)
 
+    def continues(self, messages: Sequence[Message]) -> bool:
+        return False
+
     def stop_ids(self, tokenizer: ChatGLM2Tokenizer) -> frozenset[int]:
         return frozenset({tokenizer.eos_id})
 
@@ -63,12 +67,12 @@ class ChatGLM2:
 class ChatGLM3:
     """ChatGLM3-6B, also 32k and 128k: messages with role tokens, the network and tokenizer of ChatGLM2."""
 
-    name = "chatglm3"
+    name = CHATGLM3
     causal_prompt = True
     takes_tools = True
 
     def matches(self, config: Mapping[str, Any], folder: Path) -> bool:
-        return _is_block(config) and _has_roles(config, folder)
+        return generation(config, folder) == CHATGLM3
 
     def load_tokenizer(self, folder: Path) -> ChatGLM2Tokenizer:
         return ChatGLM2Tokenizer.load(folder / "tokenizer.model", SPECIAL_TOKENS + ROLE_TOKENS, shows_special=True)
@@ -113,6 +117,9 @@ class ChatGLM3:
             ids += [*tokenizer.encode("\n"), *tokenizer.encode(begun + answer_prefix)]
         return _with_start(tokenizer, ids)
 
+    def continues(self, messages: Sequence[Message]) -> bool:
+        return False
+
     def stop_ids(self, tokenizer: ChatGLM2Tokenizer) -> frozenset[int]:
         special = tokenizer.special_ids
         return frozenset({tokenizer.eos_id, special["<|user|>"], special["<|observation|>"]})
@@ -144,19 +151,3 @@ class ChatGLM3:
 
 def _with_start(tokenizer: ChatGLM2Tokenizer, ids: list[int]) -> list[int]:
     return [tokenizer.special_ids["[gMASK]"], tokenizer.special_ids["sop"], *ids]
-
-
-def _is_block(config: Mapping[str, Any]) -> bool:
-    """All generations say model_type chatglm; these two fields came with ChatGLM2."""
-    return "padded_vocab_size" in config and "multi_query_attention" in config
-
-
-def _has_roles(config: Mapping[str, Any], folder: Path) -> bool:
-    """ChatGLM3 differs from ChatGLM2 in its tokenizer's code alone, which is read here and never run.
-
-    Without that file the model's own name decides, then the folder's; the answer then defaults to ChatGLM2.
-    """
-    code = folder / "tokenization_chatglm.py"
-    if code.is_file():
-        return "<|user|>" in code.read_text(encoding="utf-8", errors="replace")
-    return any("chatglm3" in name.lower() for name in (str(config.get("_name_or_path", "")), folder.name))

@@ -1,0 +1,136 @@
+"""Which edition of a model is downloaded: a machine that computes with 4 bits needs no 16-bit files."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from server.config import ROOT, Config
+from server.download.fetch import download_size, ensure_model, readable
+from server.download.folder import DEFAULT_MODEL, is_begun, locate, missing_files, repositories
+from server.errors import StartupError
+from server.footprint import ModelShape
+from server.hardware import Hardware, probe
+from server.profiles import LaunchProfile, Note, choose
+
+# From the official config.json files, for the profile is chosen before anything is downloaded.
+_CHATGLM = ModelShape.from_config({
+    "num_layers": 28, "hidden_size": 4096, "inner_hidden_size": 16384, "num_attention_heads": 32,
+    "vocab_size": 130528, "max_sequence_length": 2048,
+})  # fmt: skip
+_CHATGLM2 = ModelShape.from_config({
+    "num_layers": 28, "hidden_size": 4096, "ffn_hidden_size": 13696, "num_attention_heads": 32, "kv_channels": 128,
+    "multi_query_attention": True, "multi_query_group_num": 2, "padded_vocab_size": 65024, "seq_length": 32768,
+})  # fmt: skip
+# full model -> its official int4 edition, and its own shape
+INT4 = {
+    "chatglm-6b": ("chatglm-6b-int4", _CHATGLM),
+    "chatglm2-6b": ("chatglm2-6b-int4", _CHATGLM2),
+    "chatglm2-6b-32k": ("chatglm2-6b-32k-int4", _CHATGLM2),
+    "codegeex2-6b": ("codegeex2-6b-int4", replace(_CHATGLM2, seq_length=8192)),
+}
+
+# What the user is told of the edition that is not taken; a size is " (3.92 GB)", or empty while it is not known.
+_TAKEN = Note("这里用 4 位运行，所以下载官方的 int4 版 {small}{small_size}，不下载完整版{full_size}；"
+              "要完整版请加 --model {full}。",
+              "4 bits are used here, so the official int4 edition {small}{small_size} is downloaded, not the full "
+              "model{full_size}; for that one add --model {full}.")  # fmt: skip
+_PRESENT = Note("没有 {full}，用已有的官方 int4 版 {small}；要下载完整版请加 --model {full}。",
+                "{full} is not here, its official int4 edition {small} is, and is used; to download the full model "
+                "add --model {full}.")  # fmt: skip
+_POSSIBLE = Note("这里用 4 位运行，官方的 int4 版{small_size}就够了，比完整版{full_size}小；"
+                 "要它请改用 --model {small}。",
+                 "4 bits are used here: the official int4 edition{small_size} would do, smaller than the full "
+                 "model{full_size}; for that one use --model {small}.")  # fmt: skip
+_TOO_BIG = Note("官方的 int4 版{small_size}运行时多占一点内存，现在空闲的不够，所以下载完整版{full_size}，"
+                "加载时再量化；可以关掉别的程序再启动，或者仍用 --model {small}。",
+                "The official int4 edition{small_size} runs in a little more memory than is free, so the full "
+                "model{full_size} is downloaded and quantized here; close other programs and start again, or use "
+                "--model {small} all the same.")  # fmt: skip
+
+
+class Editions(NamedTuple):
+    """A known model that is not complete on this machine, and its official int4 edition."""
+
+    full: str
+    small: str
+    shape: ModelShape  # of the full model
+    has_small: bool  # on the disk, complete
+    is_begun: bool  # some weights of the full model are on the disk
+
+
+class Choice(NamedTuple):
+    """The name of the model to run, and what is to be said about that."""
+
+    name: str
+    said: Note | None = None
+
+
+def ensure_edition(config: Config, root: Path = ROOT) -> Path:
+    """The folder of the model that ``config`` asks for; if it has to be downloaded, in the edition that suits.
+
+    Raises as ``ensure_model`` does, and as ``choose`` where no edition can run.
+    """
+    name, said = config.model or DEFAULT_MODEL, None
+    if editions := find_editions(name, root):
+        name, said = choose_edition(editions, probe(root), config)
+    if said is _PRESENT:
+        print(_sentence(said, editions, {}, config), flush=True)
+
+    def announce(size: int) -> None:
+        if said:
+            other = editions.full if name == editions.small else editions.small
+            sizes = {name: size, other: download_size(other, endpoint=config.endpoint, root=root)}
+            print(_sentence(said, editions, sizes, config), flush=True)
+
+    return ensure_model(name, endpoint=config.endpoint, root=root, language=config.language, announce=announce)
+
+
+def find_editions(name: str, root: Path) -> Editions | None:
+    """None where there is nothing to choose: no int4 edition is known, or the model is there."""
+    folder = locate(name, root)
+    if folder.name not in INT4 or not repositories(folder, root) or not missing_files(folder):
+        return None
+    small, shape = INT4[folder.name]
+    return Editions(folder.name, small, shape, not missing_files(folder.with_name(small)), is_begun(folder))
+
+
+def choose_edition(editions: Editions, hardware: Hardware, config: Config) -> Choice:
+    """The int4 edition if it is enough; where a model was named, is begun or takes a LoRA, it is only named.
+
+    Enough: the profile uses 4 bits, or it is there and the bits were left open. A pure function; raises as ``choose``.
+    """
+    full, small, shape, has_small, begun = editions
+    profile = choose(hardware, shape, config)
+    # a LoRA adapter is merged into the weights, which should not have been rounded to 4 bits before
+    is_open = config.model is None and config.lora is None and not begun
+    if profile.bits != 4:
+        any_bits = config.quantize is None and config.profile in ("auto", "cpu")
+        return Choice(small, _PRESENT) if is_open and has_small and any_bits else Choice(full)
+    if not _runs_as_well(profile, hardware, replace(shape, stored_bits=4), config):
+        return Choice(full, _TOO_BIG if is_open else None)
+    if is_open:
+        return Choice(small, _PRESENT if has_small else _TAKEN)
+    return Choice(full, _POSSIBLE)
+
+
+def _runs_as_well(full: LaunchProfile, hardware: Hardware, shape: ModelShape, config: Config) -> bool:
+    """Whether the int4 edition runs where the full model would: its output matrix keeps 16 bits."""
+    try:
+        small = choose(hardware, shape, config)
+    except StartupError:
+        return False
+    return small.device == full.device and len(small.warnings) <= len(full.warnings)
+
+
+def _sentence(said: Note, editions: Editions, sizes: dict[str, int | None], config: Config) -> str:
+    zh = config.language == "zh"
+
+    def shown(name: str) -> str:
+        size = sizes.get(name)
+        return "" if size is None else f"（{readable(size)}）" if zh else f" ({readable(size)})"
+
+    full, small = editions.full, editions.small
+    text = said.zh if zh else said.en
+    return text.format(full=full, small=small, full_size=shown(full), small_size=shown(small))
