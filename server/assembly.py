@@ -64,6 +64,7 @@ def build_engine(
         profile.prefill_chunk,
         config.speculate,
         row_cost(ops.name),
+        profile.kept,
     )
     return LocalEngine(model, settings, embedder)
 
@@ -128,8 +129,10 @@ def print_choice(say: Callable[[str, str], None], config: Config, folder: Path, 
         f"{profile.reason.en}",
     )
     say(
-        f"同时回答的请求数：{profile.slots}，每个最多 {length} token；CPU 线程数：{profile.threads}",
-        f"requests at once: {profile.slots}, of at most {length} tokens each; CPU threads: {profile.threads}",
+        f"同时回答的请求数：{profile.slots}，每个最多 {length} token；另保留对话：{profile.kept} 段；"
+        f"CPU 线程数：{profile.threads}",
+        f"requests at once: {profile.slots}, of at most {length} tokens each; conversations kept besides: "
+        f"{profile.kept}; CPU threads: {profile.threads}",
     )
     print_warnings(say, profile)
 

@@ -33,6 +33,7 @@ class ModelShape:
     stored_bits: int = 16  # 4 or 8 if the checkpoint itself is quantized
     stored_tables: bool = False  # if its embedding is too: one matrix with the output's, counted there
     prefix: int = 0  # P-tuning tokens, in front of every slot of the cache
+    causal_prompt: bool = True  # False: read in both directions, so nothing that is cached serves another prompt
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> ModelShape:
@@ -57,6 +58,7 @@ class ModelShape:
             stored_bits=config.get("quantization_bit") or 16,
             stored_tables=shared,
             prefix=config.get("pre_seq_len") or 0,
+            causal_prompt=False,
         )
 
     @classmethod

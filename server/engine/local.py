@@ -35,7 +35,8 @@ log = logging.getLogger(__name__)
 class EngineSettings:
     """``max_length`` in tokens (prompt and answer), ``slots`` sequences at once, ``queue`` more waiting,
     ``prefill_chunk`` prompt tokens per step, ``speculate`` ids drafted per answer and step at most (None: as many as
-    pay, 0: none) where a row more costs ``row_cost`` of a step of one row."""
+    pay, 0: none) where a row more costs ``row_cost`` of a step of one row, ``kept`` slots more of the KV cache, in
+    which only finished sequences wait for their next round."""
 
     max_length: int = 2048
     slots: int = 4
@@ -43,6 +44,7 @@ class EngineSettings:
     prefill_chunk: int = 256
     speculate: int | None = None
     row_cost: float = 0.1
+    kept: int = 0
 
 
 class LocalEngine:
@@ -57,11 +59,12 @@ class LocalEngine:
         self._model = model
         self._embedder = embedder
         self._stop_ids = model.family.stop_ids(model.tokenizer)
+        stretches = settings.slots + settings.kept
         cache = KVCache(
-            model.network.kv_shape, settings.slots, settings.max_length, model.dtype, model.device, model.prefix
+            model.network.kv_shape, stretches, settings.max_length, model.dtype, model.device, model.prefix
         )
         self._runner = ModelRunner(model.network, cache, model.device)
-        self._slots = SlotTable(cache, reuse_prefix=model.family.causal_prompt)
+        self._slots = SlotTable(cache, settings.slots, reuse_prefix=model.family.causal_prompt)
         self._speculates = settings.speculate != 0
         self._scheduler = Scheduler(
             self._slots,

@@ -96,9 +96,9 @@ def _failure(error: Exception) -> ServerError:
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         torch.cuda.empty_cache()  # does nothing where CUDA is not in use
         return GenerationFailed(
-            "内存或显存不足，这个回答无法继续；请缩短对话，或用更小的 --max-length、--slots 重新启动。",
-            "Out of memory while generating: shorten the conversation, or restart with a smaller --max-length or "
-            "--slots.",
+            "内存或显存不足，这个回答无法继续；请缩短对话，或用更小的 --max-length、--slots、--keep 重新启动。",
+            "Out of memory while generating: shorten the conversation, or restart with a smaller --max-length, "
+            "--slots or --keep.",
         )
     return GenerationFailed(
         "生成这个回答时出现内部错误，详情见程序窗口的日志；其他请求不受影响，可以重试。",

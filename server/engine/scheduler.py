@@ -68,7 +68,7 @@ class Scheduler:
 
     def schedule(self) -> list[Work]:
         """Admit what fits and return the work of the next step; empty if there is nothing to do."""
-        while self._waiting and self._slots.has_free():
+        while self._waiting and self._slots.has_room():
             sequence = self._waiting.popleft()
             self._slots.acquire(sequence)
             self._running.append(sequence)
