@@ -15,6 +15,10 @@ CHATGLM2_6B = {
 }  # fmt: skip
 DEMO = {**CHATGLM2_6B, "num_layers": 4, "hidden_size": 256, "ffn_hidden_size": 688, "num_attention_heads": 8,
         "kv_channels": 32, "seq_length": 2048}  # fmt: skip
+CHATGLM_6B = {
+    "num_layers": 28, "hidden_size": 4096, "inner_hidden_size": 16384, "num_attention_heads": 32,
+    "vocab_size": 130528, "max_sequence_length": 2048,
+}  # fmt: skip
 SHAPE = ModelShape.from_config(CHATGLM2_6B)
 
 
@@ -32,14 +36,18 @@ def test_shape_has_the_models_real_numbers():
 
 
 def test_shape_of_the_first_generation():
-    shape = ModelShape.from_config({
-        "num_layers": 28, "hidden_size": 4096, "inner_hidden_size": 16384, "num_attention_heads": 32,
-        "vocab_size": 130528, "max_sequence_length": 2048,
-    })  # fmt: skip
+    shape = ModelShape.from_config(CHATGLM_6B)
     assert shape.kv * 2 == 448 * 1024
     linear = 3 * 4096**2 + 4096**2 + 2 * 4096 * 16384
     vectors = 13 * 4096  # biases and norms of a layer
     assert shape.weight_bytes(16, 2) == 2 * (28 * (linear + vectors) + 2 * 4096 + 2 * 130528 * 4096)
+
+
+def test_prompts_that_are_read_whole_need_room_for_all_their_rows():
+    shape = ModelShape.from_config(CHATGLM_6B)
+    sizes = {"bits": 16, "item": 2, "gpu": True, "slots": 1, "max_length": 2048, "chunk": 256}
+    rows = 2048 * shape.ffn * 2 * 2
+    assert shape.full_house(**sizes) - replace(shape, whole_prompts=False).full_house(**sizes) == rows
 
 
 def independent_full_house(profile) -> int:
