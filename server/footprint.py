@@ -33,7 +33,7 @@ class ModelShape:
     stored_bits: int = 16  # 4 or 8 if the checkpoint itself is quantized
     stored_tables: bool = False  # if its embedding is too: one matrix with the output's, counted there
     prefix: int = 0  # P-tuning tokens, in front of every slot of the cache
-    causal_prompt: bool = True  # False: read in both directions, so nothing that is cached serves another prompt
+    causal_prompt: bool = True  # False: read whole and in both directions, so nothing cached serves another prompt
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> ModelShape:
@@ -104,11 +104,15 @@ class ModelShape:
         return int(quantized * STORED_BITS.get(bits, 0) / 8) + plain * item
 
     def full_house(self, *, bits: int, item: int, gpu: bool, slots: int, max_length: int, chunk: int) -> int:
-        """Bytes with every slot full and the longest step (``chunk`` rows) under way; ``item`` as in weight_bytes."""
+        """Bytes with every slot full and the longest step under way; ``item`` as in weight_bytes.
+
+        A step has ``chunk`` rows of prompts, or a whole one beside them where the model reads those at once.
+        """
         length = max_length + self.prefix
+        rows = chunk + (max_length if not self.causal_prompt else 0)
         cache = slots * length * self.kv * item
         scores = chunk * length * self.heads * 8  # float32, before and after softmax
-        activations = chunk * self.ffn * 2 * item
+        activations = rows * self.ffn * 2 * item
         unpacked = 0 if bits == 16 else self.widest * (1 + 2 * item)  # one matrix of a layer at a time
         runtime = GPU_RUNTIME if gpu else CPU_RUNTIME
         return self.weight_bytes(bits, item) + cache + scores + activations + unpacked + runtime

@@ -45,6 +45,13 @@ def test_shape_of_the_first_generation():
     assert shape.weight_bytes(16, 2) == 2 * (28 * (linear + vectors) + 2 * 4096 + 2 * 130528 * 4096)
 
 
+def test_prompts_that_are_read_whole_need_room_for_all_their_rows():
+    shape = ModelShape.from_config(CHATGLM_6B)
+    sizes = {"bits": 16, "item": 2, "gpu": True, "slots": 1, "max_length": 2048, "chunk": 256}
+    rows = 2048 * shape.ffn * 2 * 2
+    assert shape.full_house(**sizes) - replace(shape, causal_prompt=True).full_house(**sizes) == rows
+
+
 def independent_full_house(profile) -> int:
     """Weights and cache written out from the model's tensors, not from ModelShape."""
     item = ITEM_BYTES[profile.dtype]

@@ -18,7 +18,8 @@ class QuantWeight:
     * 4 bits: int8 [out_features, groups * group_size / 2]; byte k holds column 2k in its high and column 2k + 1 in its
       low nibble, two's complement, -8..7 (the packing of the official ChatGLM int4 checkpoints).
 
-    ``scales`` is float16 [out_features, groups]. An official checkpoint has one group per row.
+    ``scales`` is float16 [out_features, groups], or float32 where a checkpoint has that. An official checkpoint has one
+    group per row.
     """
 
     codes: torch.Tensor

@@ -41,7 +41,8 @@ def from_official(codes: torch.Tensor, scales: torch.Tensor, in_features: int) -
     zeros has scale 0 and meaningless codes there, which give zeros.
     """
     bits = 8 * codes.shape[1] // in_features
-    return QuantWeight(codes, scales.to(torch.float16).unsqueeze(1), bits, in_features, in_features)
+    scales = scales if scales.dtype == torch.float16 else scales.float()
+    return QuantWeight(codes, scales.unsqueeze(1), bits, in_features, in_features)
 
 
 def pack_int4(codes: torch.Tensor) -> torch.Tensor:
