@@ -107,12 +107,26 @@ def prefix_reuse(engine: LocalEngine, prompts: Prompts, history: int, repeat: in
     )
 
 
+def alternating(engine: LocalEngine, prompts: Prompts, count: int, history: int) -> None:
+    """Follow-up questions of 32 tokens in ``count`` conversations by turns, each after ``history`` tokens."""
+    talks = [prompts.make(history) for _ in range(count)]
+    first = [read_answer(engine, talk, 1).first for talk in talks]
+    timings = [read_answer(engine, talk + prompts.make(32), 1) for talk in talks]
+    found = sum(timing.cached_tokens == history for timing in timings)
+    print(
+        f"\n{count} alternating conversations of {history} tokens: first token of a follow-up after "
+        f"{statistics.median(timing.first for timing in timings):.3f} s, of the first questions after "
+        f"{statistics.median(first):.3f} s; {found} of {count} found their history"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--random", choices=sorted(CONFIGS), help="create and use a random full-size model")
     parser.add_argument("--layers", type=int, help="with --random: fewer layers")
     parser.add_argument("--lengths", type=int, nargs="+", default=[32, 128, 512], help="prompt lengths")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 8])
+    parser.add_argument("--conversations", type=int, default=12, help="how many alternate")
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--repeat", type=int, default=5)
     options, server_options = parser.parse_known_args()
@@ -139,6 +153,7 @@ def run(options: argparse.Namespace, server_options: list[str]) -> None:
     first_token(engine, prompts, lengths, options.repeat)
     clients(engine, prompts, options.clients, options.new_tokens, options.repeat)
     prefix_reuse(engine, prompts, lengths[-1], options.repeat)
+    alternating(engine, prompts, options.conversations, lengths[-1])
     engine.close()
 
 

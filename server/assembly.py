@@ -40,6 +40,7 @@ def build_engine(
     import torch
 
     from server.engine.local import EngineSettings, LocalEngine
+    from server.engine.speculation import row_cost
     from server.models.loader import load_model
 
     torch.set_num_threads(profile.threads)
@@ -58,7 +59,15 @@ def build_engine(
         )
     if profile.kernels:
         torch.set_num_threads(1)  # the kernels have threads of their own, which torch's would get in the way of
-    settings = EngineSettings(profile.max_length, profile.slots, config.queue, profile.prefill_chunk)
+    settings = EngineSettings(
+        profile.max_length,
+        profile.slots,
+        config.queue,
+        profile.prefill_chunk,
+        config.speculate,
+        row_cost(ops.name),
+        profile.kept,
+    )
     return LocalEngine(model, settings, embedder)
 
 
@@ -140,8 +149,10 @@ def print_choice(say: Callable[[str, str], None], config: Config, folder: Path, 
         f"{profile.reason.en}",
     )
     say(
-        f"同时回答的请求数：{profile.slots}，每个最多 {length} token；CPU 线程数：{profile.threads}",
-        f"requests at once: {profile.slots}, of at most {length} tokens each; CPU threads: {profile.threads}",
+        f"同时回答的请求数：{profile.slots}，每个最多 {length} token；另保留对话：{profile.kept} 段；"
+        f"CPU 线程数：{profile.threads}",
+        f"requests at once: {profile.slots}, of at most {length} tokens each; conversations kept besides: "
+        f"{profile.kept}; CPU threads: {profile.threads}",
     )
     print_warnings(say, profile)
 

@@ -94,11 +94,18 @@ class Config:
         zh="一次请求的提问加回答最多多少 token", en="most tokens of one request, prompt and answer")
     slots: int | None = option(None, integer(1, 256, auto=True),
         zh="同时回答几个请求", en="requests answered at the same time", commands=MANY)
+    keep: int | None = option(None, integer(0, 256, auto=True),
+        zh="另外最多保留几段答完的对话，接着问时不必重读，至多占余下内存的一半；auto：16 段以内，2 GiB 以内",
+        en="finished conversations to keep besides, which then go on without being read again, in half of the memory "
+        "that is left at most; auto: up to 16, up to 2 GiB", commands=MANY)
     queue: int = option(32, integer(0, 1000),
         zh="最多几个请求排队等候，超出时回复“服务器忙”", en="requests that may wait; more are told to come back",
         commands=HTTP)
     prefill_chunk: int | None = option(None, integer(16, 8192, auto=True),
         zh="读提问时每步最多多少 token", en="tokens of a prompt read in one step")
+    speculate: int | None = option(None, integer(0, 15, auto=True),
+        zh="每步最多预先猜几个 token（从上文里找，一步验证，回答不变）；auto 猜到划算为止，0 不猜",
+        en="most tokens guessed ahead in a step, from the text so far; changes no answer; auto: what pays, 0: none")
     threads: int = option(0, integer(0, 1024),
         zh="CPU 线程数；0 表示物理核数", en="CPU threads; 0 means one per physical core")
     chat_log: Path | None = option(ROOT / "chatlog.log", LOG,  # noqa: RUF009

@@ -33,6 +33,7 @@ class ModelShape:
     stored_bits: int = 16  # 4 or 8 if the checkpoint itself is quantized
     stored_tables: bool = False  # if its embedding is too: one matrix with the output's, counted there
     prefix: int = 0  # P-tuning tokens, in front of every slot of the cache
+    causal_prompt: bool = True  # False: read whole and in both directions, so nothing cached serves another prompt
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> ModelShape:
@@ -57,6 +58,7 @@ class ModelShape:
             stored_bits=config.get("quantization_bit") or 16,
             stored_tables=shared,
             prefix=config.get("pre_seq_len") or 0,
+            causal_prompt=False,
         )
 
     @classmethod
@@ -109,13 +111,15 @@ class ModelShape:
     def full_house(
         self, *, bits: int, item: int, gpu: bool, kernels: bool, slots: int, max_length: int, chunk: int
     ) -> int:
-        """Bytes with every slot full and the longest step (``chunk`` rows) under way.
+        """Bytes with every slot full and the longest step under way; ``item`` as in weight_bytes.
 
-        ``item`` as in weight_bytes. The CPU ``kernels`` keep embeddings, keys and values in 16 bits beside float32, the
-        output matrix of official quantized files in 8, and unpack nothing.
+        A step has ``chunk`` rows of prompts, or a whole one beside them where the model reads those at once. The CPU
+        ``kernels`` keep embeddings, keys and values in 16 bits beside float32, the output matrix of official quantized
+        files in 8, and unpack nothing.
         """
         length, runtime = max_length + self.prefix, GPU_RUNTIME if gpu else CPU_RUNTIME
-        activations = chunk * self.ffn * 2 * item
+        rows = chunk + (max_length if not self.causal_prompt else 0)
+        activations = rows * self.ffn * 2 * item
         if kernels:
             output = self.output * (STORED_BITS[8] / 8 - 2) if self.keeps_output else 0
             return int(self.weight_bytes(bits, 2) + output + slots * length * self.kv * 2 + activations + runtime)

@@ -20,6 +20,10 @@ OLDEST_GPU = {"12": (5, 0), "13": (7, 5)}
 KERNEL_BITS = (4,)
 TORCH_BITS = (16, 8, 4)
 MAX_LENGTH = 4096  # tokens; what docile-chatty asks for, twice my-chatglm2's limit
+# Finished conversations are kept in at most half of the memory that is left, for what is needed is an estimate and
+# other programs need some too; unless --keep says otherwise so many, in so many bytes.
+KEPT = 16
+KEPT_BYTES = 2 * GiB
 
 
 class Tier(NamedTuple):
@@ -51,7 +55,9 @@ class Note(NamedTuple):
 class LaunchProfile:
     """Everything that the engine is started with; lengths in tokens, ``needs`` in bytes, no field open any more.
 
-    ``reason`` says why this one, ``warnings`` what may go wrong with it.
+    ``kept``: slots for finished conversations, beside the ``slots`` that run. ``needs`` counts both, though on the CPU
+    a slot takes its memory only when it is first used. ``reason`` says why this one, ``warnings`` what may go wrong
+    with it.
     """
 
     name: str  # small, medium, large or cpu
@@ -60,6 +66,7 @@ class LaunchProfile:
     dtype: str
     max_length: int
     slots: int
+    kept: int
     prefill_chunk: int
     threads: int
     needs: int
@@ -225,10 +232,29 @@ def _profile(
         )
 
     slots = config.slots or next((n for n in range(row.slots, 1, -1) if needs(n) <= available), 1)
+    kept = _kept(config.keep, needs(slots + 1) - needs(slots), available - needs(slots)) if shape.causal_prompt else 0
     threads = config.threads or hardware.cores
     return LaunchProfile(
-        name, bits, device, dtype, max_length, slots, chunk, threads, needs(slots), on_kernels, Note("", ""), ()
+        name=name,
+        bits=bits,
+        device=device,
+        dtype=dtype,
+        max_length=max_length,
+        slots=slots,
+        kept=kept,
+        prefill_chunk=chunk,
+        threads=threads,
+        needs=needs(slots + kept),
+        kernels=on_kernels,
+        reason=Note("", ""),
+        warnings=(),
     )
+
+
+def _kept(asked: int | None, slot: int, left: int) -> int:
+    """How many slots of ``slot`` bytes hold finished conversations, where ``left`` bytes stay free without them."""
+    most, budget = (KEPT, KEPT_BYTES) if asked is None else (asked, left)
+    return max(0, min(most, min(budget, left // 2) // slot))
 
 
 def _with(profile: LaunchProfile, reason: Note, warnings: tuple[Note, ...]) -> LaunchProfile:

@@ -86,6 +86,11 @@ def test_argv_can_take_back_what_the_file_says(root):
         (["--port", "0"], "port", 0),
         (["--language", "zh"], "language", "zh"),
         (["--max-length", "auto"], "max_length", None),
+        (["--keep", "auto"], "keep", None),
+        (["--keep", "0"], "keep", 0),
+        (["--speculate", "auto"], "speculate", None),
+        (["--speculate", "0"], "speculate", 0),
+        (["--speculate", "15"], "speculate", 15),
         (["--model", "chatglm3-6b"], "model", "chatglm3-6b"),
         (["--model", "auto"], "model", None),
     ],
@@ -100,7 +105,8 @@ def test_values(argv, name, value, root):
         ["--port", "abc"], ["--port", "65536"], ["--port", "-1"], ["--port="], ["-q", "5"], ["--profile", "huge"],
         ["--device", "gpu"], ["--slots", "0"], ["--max-length", "1"], ["--model", " "], ["--endpoint", "hf-mirror.com"],
         ["--chat-log", ""], ["--host", ""], ["--device", "-2"], ["--device", "0,"], ["--device", "0,x"],
-        ["--glm-api-stream", "both"],
+        ["--glm-api-stream", "both"], ["--speculate", "16"], ["--speculate", "off"],
+        ["--keep", "257"],
     ],
 )  # fmt: skip
 def test_bad_value_on_argv(argv):

@@ -2,12 +2,14 @@ import json
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from server.config import Config
 from server.errors import ModelError, StartupError
 from server.footprint import GiB, ModelShape
 from server.hardware import GPU, Hardware
-from server.profiles import GPU_TIERS, ITEM_BYTES, TIERS, choose
+from server.profiles import GPU_TIERS, ITEM_BYTES, KEPT, KEPT_BYTES, TIERS, choose
 
 CHATGLM2_6B = {
     "num_layers": 28, "hidden_size": 4096, "ffn_hidden_size": 13696, "num_attention_heads": 32, "kv_channels": 128,
@@ -15,6 +17,10 @@ CHATGLM2_6B = {
 }  # fmt: skip
 DEMO = {**CHATGLM2_6B, "num_layers": 4, "hidden_size": 256, "ffn_hidden_size": 688, "num_attention_heads": 8,
         "kv_channels": 32, "seq_length": 2048}  # fmt: skip
+CHATGLM_6B = {
+    "num_layers": 28, "hidden_size": 4096, "inner_hidden_size": 16384, "num_attention_heads": 32,
+    "vocab_size": 130528, "max_sequence_length": 2048,
+}  # fmt: skip
 SHAPE = ModelShape.from_config(CHATGLM2_6B)
 
 
@@ -32,14 +38,18 @@ def test_shape_has_the_models_real_numbers():
 
 
 def test_shape_of_the_first_generation():
-    shape = ModelShape.from_config({
-        "num_layers": 28, "hidden_size": 4096, "inner_hidden_size": 16384, "num_attention_heads": 32,
-        "vocab_size": 130528, "max_sequence_length": 2048,
-    })  # fmt: skip
+    shape = ModelShape.from_config(CHATGLM_6B)
     assert shape.kv * 2 == 448 * 1024
     linear = 3 * 4096**2 + 4096**2 + 2 * 4096 * 16384
     vectors = 13 * 4096  # biases and norms of a layer
     assert shape.weight_bytes(16, 2) == 2 * (28 * (linear + vectors) + 2 * 4096 + 2 * 130528 * 4096)
+
+
+def test_prompts_that_are_read_whole_need_room_for_all_their_rows():
+    shape = ModelShape.from_config(CHATGLM_6B)
+    sizes = {"bits": 16, "item": 2, "gpu": True, "slots": 1, "max_length": 2048, "chunk": 256}
+    rows = 2048 * shape.ffn * 2 * 2
+    assert shape.full_house(**sizes) - replace(shape, causal_prompt=True).full_house(**sizes) == rows
 
 
 def independent_full_house(profile) -> int:
@@ -49,7 +59,7 @@ def independent_full_house(profile) -> int:
     linears, embedding = 28 * layer + 65024 * 4096, 65024 * 4096
     small = 28 * (2 * 4096 + 4608) + 4096
     per_weight = {4: 4.5 / 8, 8: 8.5 / 8, 16: item}[profile.bits]
-    cache = profile.slots * profile.max_length * 28 * 2 * 2 * 128 * item
+    cache = (profile.slots + profile.kept) * profile.max_length * 28 * 2 * 2 * 128 * item
     return int(linears * per_weight) + (embedding + small) * item + cache
 
 
@@ -190,7 +200,7 @@ def test_small_model_goes_to_the_cpu_in_float32():
     demo = ModelShape.from_config(DEMO)
     profile = choose(machine(24), demo, Config(model="demo"))
     assert (profile.device, profile.dtype, profile.bits, profile.max_length) == ("cpu", "float32", 16, 2048)
-    assert profile.slots > 1
+    assert profile.slots > 1 and profile.kept == KEPT
     assert choose(machine(24), demo, Config(device="cuda")).device == "cuda:0"
     assert choose(machine(), demo, Config(quantize=4)).bits == 4
     assert choose(machine(), demo, Config(dtype="bfloat16")).dtype == "bfloat16"
@@ -231,12 +241,63 @@ def test_a_tuned_prefix_is_in_every_slot():
 
 
 def test_quantized_embedding_is_counted_once():
-    config = {
-        "num_layers": 28, "hidden_size": 4096, "inner_hidden_size": 16384, "num_attention_heads": 32,
-        "vocab_size": 130528, "max_sequence_length": 2048, "quantization_bit": 4,
-    }  # fmt: skip
+    config = {**CHATGLM_6B, "quantization_bit": 4}
     table, matrix = 130528 * 4096, 28 * 12 * 4096**2
     both = ModelShape.from_config({**config, "quantization_embeddings": True}).weight_bytes(4, 2)
     vectors = 2 * (28 * 13 * 4096 + 2 * 4096)
     assert both == int((matrix + table) * 4.5 / 8) + vectors
     assert ModelShape.from_config(config).weight_bytes(4, 2) == int(matrix * 4.5 / 8) + vectors + 2 * 2 * table
+
+
+def cache_bytes(profile, slots) -> int:
+    """Of ChatGLM2-6B."""
+    return slots * profile.max_length * 28 * 2 * 2 * 128 * ITEM_BYTES[profile.dtype]
+
+
+sizes = st.floats(0, 80)
+asked = st.builds(
+    Config,
+    profile=st.sampled_from(["auto", "cpu", *GPU_TIERS]),
+    quantize=st.sampled_from([None, 4, 8, 16]),
+    dtype=st.sampled_from(["auto", "float32"]),
+    max_length=st.sampled_from([None, 512, 32768]),
+    slots=st.sampled_from([None, 1, 5]),
+)
+
+
+@given(st.none() | sizes, sizes, asked)
+def test_conversations_are_kept_in_what_is_left(vram, ram, config):
+    hardware = machine(vram, ram)
+    try:
+        alone = choose(hardware, SHAPE, replace(config, keep=0))
+    except StartupError:
+        with pytest.raises(StartupError):
+            choose(hardware, SHAPE, config)
+        return
+    profile = choose(hardware, SHAPE, config)
+    # nothing else depends on them, least of all how many run at once
+    assert replace(profile, kept=0, needs=alone.needs) == alone
+    assert profile.needs - alone.needs == cache_bytes(profile, profile.kept)
+    free = hardware.ram_available if profile.device == "cpu" else hardware.gpus[0].free
+    budget = min(KEPT_BYTES, (free - alone.needs) // 2)
+    assert 0 <= profile.kept <= KEPT
+    assert profile.kept == 0 or cache_bytes(profile, profile.kept) <= budget
+    assert profile.kept == KEPT or cache_bytes(profile, profile.kept + 1) > budget
+
+
+@pytest.mark.parametrize("hardware", [machine(80), machine(ram=64)], ids=["gpu", "cpu"])
+def test_how_many_conversations_are_kept(hardware):
+    assert choose(hardware, SHAPE, Config()).kept == 16  # of 112 MiB each
+    assert choose(hardware, SHAPE, Config(max_length=32768)).kept == 2  # of 896 MiB
+
+
+def test_as_many_conversations_as_asked_for_are_kept_where_they_fit():
+    kept = [choose(machine(ram=ram), SHAPE, Config(keep=100)).kept for ram in (200, 24)]
+    assert kept[0] == 100 and KEPT < kept[1] < 100
+    assert choose(machine(24, ram=24), SHAPE, Config(keep=3)).kept == 3
+
+
+@pytest.mark.parametrize("config", [Config(), Config(keep=5)])
+@pytest.mark.parametrize("hardware", [machine(80), machine(ram=64)], ids=["gpu", "cpu"])
+def test_a_model_that_reads_its_prompt_in_both_directions_keeps_none(hardware, config):
+    assert choose(hardware, ModelShape.from_config(CHATGLM_6B), config).kept == 0

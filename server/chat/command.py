@@ -49,7 +49,7 @@ def _local(config: Config, in_terminal: bool) -> Iterator[tuple[str, Submit]]:
     from server.assembly import build_engine, prepare, print_choice, print_warnings, speaker
 
     # one answer at a time, and a place to wait: an interrupted one leaves its slot a moment later
-    config = dataclasses.replace(config, slots=1, queue=1)
+    config = dataclasses.replace(config, slots=1, queue=1, keep=0)
     say = speaker(config)
     # in a pipe, standard output is for answers alone
     with contextlib.nullcontext() if in_terminal else contextlib.redirect_stdout(sys.stderr):

@@ -21,6 +21,7 @@ from server.engine.runner import ModelRunner
 from server.engine.scheduler import Scheduler
 from server.engine.sequence import Sequence
 from server.engine.slots import SlotTable
+from server.engine.speculation import Drafter, PromptLookup, Speculation
 from server.errors import BadRequest, GenerationFailed, Overloaded, ShuttingDown, Unavailable
 from server.models.loader import LoadedModel
 
@@ -33,12 +34,17 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class EngineSettings:
     """``max_length`` in tokens (prompt and answer), ``slots`` sequences at once, ``queue`` more waiting,
-    ``prefill_chunk`` prompt tokens per step."""
+    ``prefill_chunk`` prompt tokens per step, ``speculate`` ids drafted per answer and step at most (None: as many as
+    pay, 0: none) where a row more costs ``row_cost`` of a step of one row, ``kept`` slots more of the KV cache, in
+    which only finished sequences wait for their next round."""
 
     max_length: int = 2048
     slots: int = 4
     queue: int = 16
     prefill_chunk: int = 256
+    speculate: int | None = None
+    row_cost: float = 0.1
+    kept: int = 0
 
 
 class LocalEngine:
@@ -53,12 +59,19 @@ class LocalEngine:
         self._model = model
         self._embedder = embedder
         self._stop_ids = model.family.stop_ids(model.tokenizer)
+        stretches = settings.slots + settings.kept
         cache = KVCache(
-            model.network.kv_shape, settings.slots, settings.max_length, model.kv_dtype, model.device, model.prefix
+            model.network.kv_shape, stretches, settings.max_length, model.kv_dtype, model.device, model.prefix
         )
         self._runner = ModelRunner(model.network, cache, model.device)
-        self._slots = SlotTable(cache, reuse_prefix=model.family.causal_prompt)
-        self._scheduler = Scheduler(self._slots, chunk=settings.prefill_chunk, causal_prompt=model.family.causal_prompt)
+        self._slots = SlotTable(cache, settings.slots, reuse_prefix=model.family.causal_prompt)
+        self._speculates = settings.speculate != 0
+        self._scheduler = Scheduler(
+            self._slots,
+            chunk=settings.prefill_chunk,
+            causal_prompt=model.family.causal_prompt,
+            speculation=Speculation(settings.speculate, settings.row_cost) if self._speculates else None,
+        )
         self._live: dict[str, Sequence] = {}  # admitted and not yet retired, guarded by the condition
         self._arrived: list[Sequence] = []
         self._wake = threading.Condition()
@@ -163,7 +176,7 @@ class LocalEngine:
         family, tokenizer, params = self._model.family, self._model.tokenizer, request.params
         answer_limit = None if params.max_tokens is None else len(prompt_ids) + params.max_tokens
         limits = (self.max_length, params.max_length, answer_limit)
-        return Sequence(
+        sequence = Sequence(
             f"req-{uuid.uuid4().hex[:16]}",
             prompt_ids,
             params,
@@ -173,6 +186,9 @@ class LocalEngine:
             context=self._model.network.context(prompt_ids),
             openings=family.call_openings(tokenizer, request.tool_choice) if request.tool_choice else None,
         )
+        if self._speculates:
+            sequence.drafter = Drafter(PromptLookup(sequence.token_ids), self._stop_ids)
+        return sequence
 
     def _loop(self) -> None:
         try:
@@ -226,12 +242,14 @@ class LocalEngine:
 def _log_finished(sequence: Sequence) -> None:
     answer = len(sequence.token_ids) - sequence.num_prompt
     seconds = time.monotonic() - (sequence.first_token or sequence.submitted)
+    drafter = sequence.drafter
     log.info(
-        "%s: prompt %d (%d cached), answer %d tokens, %.1f tokens/s, %s",
+        "%s: prompt %d (%d cached), answer %d tokens, %.1f tokens/s, %s%s",
         sequence.request_id,
         sequence.num_prompt,
         sequence.num_cached,
         answer,
         (answer - 1) / seconds if answer > 1 and seconds > 0 else 0.0,
         sequence.finished.reason.value,
+        f", {drafter.kept} of {drafter.drafted} drafted tokens kept" if drafter and drafter.drafted else "",
     )

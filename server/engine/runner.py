@@ -10,6 +10,7 @@ from server.engine.kv_cache import KVCache
 from server.engine.logprobs import score
 from server.engine.sampler import Sampler
 from server.engine.scheduler import Work
+from server.engine.sequence import Drawn
 from server.errors import GenerationFailed, ServerError
 from server.models.base import ForwardBatch, Network, Segment
 
@@ -26,47 +27,55 @@ class ModelRunner:
         self._sampler = Sampler()
 
     @torch.inference_mode()
-    def run(self, work: list[Work]) -> list[int | ServerError | None]:
-        """One result per piece of work: a drawn id, None where more of the prompt is to come, or what went wrong.
+    def run(self, work: list[Work]) -> list[Drawn]:
+        """One result per piece of work.
 
-        A failure of the whole batch (out of memory, say) is traced to its sequence by running each one alone, so that
-        only the guilty request ends. Running a piece twice is harmless: it writes the same places of the cache.
+        A failure of the whole batch (out of memory, say) is traced to its sequence by running each one alone, without
+        its draft, so that only the guilty request ends, and where it would have without drafts. Running a piece twice
+        is harmless: it writes the same places of the cache, and draws with the same noise.
         """
+        generators = [piece.sequence.generator for piece in work]
+        noise = [generator.get_state() for generator in generators]
         try:
             return self._run(work)
         except Exception as error:
-            if len(work) == 1:
+            if len(work) == 1 and not work[0].draft:
                 log.exception("request %s failed", work[0].sequence.request_id)
-                return [_failure(error)]
-        return [result for piece in work for result in self.run([piece])]
+                return [Drawn([], _failure(error))]
+        for generator, state in zip(generators, noise, strict=True):
+            generator.set_state(state)
+        return [result for piece in work for result in self.run([piece._replace(draft=())])]
 
-    def _run(self, work: list[Work]) -> list[int | ServerError | None]:
-        token_ids, segments, last_rows, scored_rows, row = [], [], [], [], 0
+    def _run(self, work: list[Work]) -> list[Drawn]:
+        token_ids, segments, drawn_rows, scored_rows, row = [], [], [], [], 0
         for piece in work:
             sequence, start = piece.sequence, piece.sequence.num_computed
-            token_ids += sequence.token_ids[start : start + piece.length]
-            segments.append(Segment(sequence.slot, start, piece.length, sequence.context))
+            token_ids += [*sequence.token_ids[start : start + piece.length], *piece.draft]
+            segments.append(Segment(sequence.slot, start, piece.rows, sequence.context))
             scored_rows += range(row, row + piece.scored)
-            row += piece.length
-            last_rows += [row - 1] * piece.draws
+            row += piece.rows
+            if piece.draws:
+                drawn_rows += range(row - 1 - len(piece.draft), row)
         batch = ForwardBatch(
             torch.tensor(token_ids, device=self._device),
             segments,
-            torch.tensor(last_rows + scored_rows, dtype=torch.int64, device=self._device),
+            torch.tensor(drawn_rows + scored_rows, dtype=torch.int64, device=self._device),
         )
         logits = self._network.forward(batch, self._cache)
-        _score_prompts(logits[len(last_rows) :], work)
-        return self._draw(logits[: len(last_rows)], work)
+        _score_prompts(logits[len(drawn_rows) :], work)
+        return self._draw(logits[: len(drawn_rows)], work)
 
-    def _draw(self, logits: torch.Tensor, work: list[Work]) -> list[int | ServerError | None]:
-        sequences = [piece.sequence for piece in work if piece.draws]
-        drawn = self._sampler.sample(logits, sequences)
-        for row, sequence, result in zip(logits, sequences, drawn, strict=True):
-            if sequence.params.logprobs is not None and isinstance(result, int):
-                position = len(sequence.token_ids)
-                sequence.scores[position] = score(row[None], [result], sequence.params.logprobs)[0]
-        results = iter(drawn)
-        return [next(results) if piece.draws else None for piece in work]
+    def _draw(self, logits: torch.Tensor, work: list[Work]) -> list[Drawn]:
+        """``logits`` [R, vocab]: for each piece that draws its last pending token's row and those of its draft."""
+        drawing = [piece for piece in work if piece.draws]
+        results = self._sampler.sample(logits, [p.sequence for p in drawing], [p.draft for p in drawing])
+        rows = logits.split([1 + len(piece.draft) for piece in drawing])
+        for piece, piece_rows, (ids, _) in zip(drawing, rows, results, strict=True):
+            top, position = piece.sequence.params.logprobs, len(piece.sequence.token_ids)
+            if top is not None and ids:
+                piece.sequence.scores |= dict(enumerate(score(piece_rows[: len(ids)], ids, top), position))
+        remaining = iter(results)
+        return [next(remaining) if piece.draws else Drawn([]) for piece in work]
 
 
 def _score_prompts(logits: torch.Tensor, work: list[Work]) -> None:
@@ -87,9 +96,9 @@ def _failure(error: Exception) -> ServerError:
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         torch.cuda.empty_cache()  # does nothing where CUDA is not in use
         return GenerationFailed(
-            "内存或显存不足，这个回答无法继续；请缩短对话，或用更小的 --max-length、--slots 重新启动。",
-            "Out of memory while generating: shorten the conversation, or restart with a smaller --max-length or "
-            "--slots.",
+            "内存或显存不足，这个回答无法继续；请缩短对话，或用更小的 --max-length、--slots、--keep 重新启动。",
+            "Out of memory while generating: shorten the conversation, or restart with a smaller --max-length, "
+            "--slots or --keep.",
         )
     return GenerationFailed(
         "生成这个回答时出现内部错误，详情见程序窗口的日志；其他请求不受影响，可以重试。",

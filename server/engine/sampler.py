@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
+from collections.abc import Sequence as Ids
 
 import torch
 
 from server.core import SamplingParams
-from server.engine.sequence import Sequence
+from server.engine.sequence import Drawn, Sequence
 from server.errors import GenerationFailed, ServerError
 
 # candidates looked at before the whole vocabulary is sorted for top_p; they nearly always hold the needed mass
@@ -17,22 +19,44 @@ _GREEDY_BELOW = 1e-4
 
 
 class Sampler:
-    """Draws one token per row; a row that cannot be drawn from gets an error, the others their tokens."""
+    """Draws a token per row, as long as they are those that were drafted.
 
-    def sample(self, logits: torch.Tensor, sequences: list[Sequence]) -> list[int | ServerError]:
-        """``logits`` float32 [R, vocab], one row per sequence."""
+    Every token is drawn as if nothing had been drafted: from the same distribution, with the noise that is next in the
+    sequence's generator. The draft only decides whether the next row was computed behind the right tokens. For a draft
+    without probabilities this is the rejection sampling of Leviathan et al., https://arxiv.org/abs/2211.17192.
+    """
+
+    def sample(
+        self, logits: torch.Tensor, sequences: list[Sequence], drafts: list[Ids[int]] | None = None
+    ) -> list[Drawn]:
+        """``logits`` float32 [R, vocab]: for each sequence a row, and one behind each id of its draft.
+
+        A row that cannot be drawn from ends its own sequence with an error.
+        """
         if not sequences:
             return []
         healthy = torch.isfinite(logits).all(dim=-1).tolist()
         best = logits.argmax(dim=-1).tolist()
+        rows = zip(logits, healthy, best, strict=True)
+        drafts = drafts or [()] * len(sequences)
         return [
-            self._draw(row, sequence, top) if finite else _not_finite()
-            for row, sequence, finite, top in zip(logits, sequences, healthy, best, strict=True)
+            self._follow(draft, list(itertools.islice(rows, 1 + len(draft))), sequence)
+            for sequence, draft in zip(sequences, drafts, strict=True)
         ]
 
-    def _draw(self, row: torch.Tensor, sequence: Sequence, best: int) -> int:
+    def _follow(self, draft: Ids[int], rows: list[tuple[torch.Tensor, bool, int]], sequence: Sequence) -> Drawn:
+        drawn: list[int] = []
+        for (row, healthy, best), guess in itertools.zip_longest(rows, draft):
+            if not healthy:
+                return Drawn(drawn, _not_finite())
+            drawn.append(self._draw(row, sequence, drawn, best))
+            if drawn[-1] != guess:
+                break
+        return Drawn(drawn)
+
+    def _draw(self, row: torch.Tensor, sequence: Sequence, drawn: Ids[int], best: int) -> int:
         params = sequence.params
-        adjusted = adjust(row, sequence)
+        adjusted = adjust(row, sequence, drawn)
         if adjusted is not row:
             row, best = adjusted, int(adjusted.argmax())
         if params.temperature < _GREEDY_BELOW or params.top_k == 1:
@@ -45,15 +69,18 @@ class Sampler:
         return int(ids[(probabilities.cpu() / noise[ids]).argmax()])
 
 
-def adjust(row: torch.Tensor, sequence: Sequence) -> torch.Tensor:
-    """One row of logits [vocab] with bias and penalties, and -inf for what would break an opening; else ``row``."""
+def adjust(row: torch.Tensor, sequence: Sequence, drawn: Ids[int] = ()) -> torch.Tensor:
+    """One row of logits [vocab] with bias and penalties, and -inf for what would break an opening; else ``row``.
+
+    ``drawn``: what this step has drawn for the sequence already.
+    """
     params = sequence.params
     if params.logit_bias:
         ids, values = sequence.bias
         row = row.index_add(0, ids.to(row.device), values.to(row))
     if params.repetition_penalty != 1.0 or params.presence_penalty != 0.0 or params.frequency_penalty != 0.0:
-        row = penalize(row, params, sequence.token_ids, sequence.num_prompt)
-    if (allowed := sequence.allowed_ids()) is not None:
+        row = penalize(row, params, [*sequence.token_ids, *drawn], sequence.num_prompt)
+    if (allowed := sequence.allowed_ids(drawn)) is not None:
         ids = torch.tensor(allowed, device=row.device)
         row = torch.full_like(row, -torch.inf).index_copy(0, ids, row[ids])
     return row

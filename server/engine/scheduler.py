@@ -4,21 +4,30 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from collections.abc import Sequence as Ids
 from typing import NamedTuple
 
 from server.core import FinishReason
-from server.engine.sequence import Sequence
+from server.engine.sequence import Drawn, Sequence
 from server.engine.slots import SlotTable
-from server.errors import ServerError
+from server.engine.speculation import Speculation
 
 log = logging.getLogger(__name__)
 
 
 class Work(NamedTuple):
-    """The next ``length`` pending tokens of a sequence; with the last of them a new token is drawn."""
+    """The next ``length`` pending tokens of a sequence; with the last of them a new token is drawn.
+
+    Behind them ``draft`` is computed, and as long as what is drawn is what was drafted, the next token is drawn too.
+    """
 
     sequence: Sequence
     length: int
+    draft: Ids[int] = ()
+
+    @property
+    def rows(self) -> int:
+        return self.length + len(self.draft)
 
     @property
     def draws(self) -> bool:
@@ -33,16 +42,20 @@ class Work(NamedTuple):
 
 
 class Scheduler:
-    """Continuous batching: every running answer gets one token per step, and prompts are read beside them in chunks.
+    """Continuous batching: every running answer gets tokens in every step, and prompts are read beside them in chunks.
 
-    ``chunk`` limits the prompt tokens of one step, so that running streams never wait for more than one chunk.
+    An answer gets one token, and more where ``speculation`` guessed them. ``chunk`` limits the prompt tokens of a step,
+    so that running streams never wait for more than one chunk.
     A family without a causal prompt is read whole (``causal_prompt`` False): a chunk could not see what follows it.
     """
 
-    def __init__(self, slots: SlotTable, *, chunk: int, causal_prompt: bool = True):
+    def __init__(
+        self, slots: SlotTable, *, chunk: int, causal_prompt: bool = True, speculation: Speculation | None = None
+    ):
         self._slots = slots
         self._chunk = chunk
         self._causal_prompt = causal_prompt
+        self._speculation = speculation
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []
 
@@ -55,14 +68,20 @@ class Scheduler:
 
     def schedule(self) -> list[Work]:
         """Admit what fits and return the work of the next step; empty if there is nothing to do."""
-        while self._waiting and self._slots.has_free():
+        while self._waiting and self._slots.has_room():
             sequence = self._waiting.popleft()
             self._slots.acquire(sequence)
             self._running.append(sequence)
             if not self._causal_prompt and sequence.num_pending > self._chunk:
                 log.info("%s: %d prompt tokens are read in one step", sequence.request_id, sequence.num_pending)
-        answering = [Work(s, 1) for s in self._running if s.num_pending == 1]
-        return answering + self._prompt_work()
+        return self._answer_work() + self._prompt_work()
+
+    def _answer_work(self) -> list[Work]:
+        answering = [s for s in self._running if s.num_pending == 1]
+        if self._speculation is None:
+            return [Work(sequence, 1) for sequence in answering]
+        drafts = self._speculation.drafts(answering)
+        return [Work(sequence, 1, draft) for sequence, draft in zip(answering, drafts, strict=True)]
 
     def _prompt_work(self) -> list[Work]:
         work, budget = [], self._chunk
@@ -74,15 +93,22 @@ class Scheduler:
             budget = max(0, budget - length)
         return work
 
-    def postprocess(self, work: list[Work], results: list[int | ServerError | None]) -> None:
-        """Take the step's results, one per piece of work: a drawn id, a failure, or None (the prompt goes on)."""
-        for (sequence, length), result in zip(work, results, strict=True):
-            if isinstance(result, ServerError):
-                sequence.finish(FinishReason.ERROR, result)
+    def postprocess(self, work: list[Work], results: list[Drawn]) -> None:
+        """Take the step's results, one per piece of work."""
+        for piece, drawn in zip(work, results, strict=True):
+            sequence, before = piece.sequence, len(piece.sequence.token_ids)
+            for token_id in drawn.token_ids:
+                if sequence.finished is None:
+                    sequence.append(token_id)
+            if drawn.error:
+                sequence.finish(FinishReason.ERROR, drawn.error)
                 continue
-            sequence.num_computed += length
-            if result is not None and sequence.finished is None:
-                sequence.append(result)
+            # All but the last of what was drawn had been drafted and are computed. What was drafted wrongly is in the
+            # slot too; the next step writes over it.
+            kept = min(len(sequence.token_ids) - before, max(0, len(drawn.token_ids) - 1))
+            sequence.num_computed += piece.length + kept
+            if piece.draft:
+                sequence.drafter.note(len(piece.draft), kept)
 
     def collect_finished(self) -> list[Sequence]:
         """Remove what has ended, by itself or by an abort, and free its slots."""

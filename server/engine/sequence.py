@@ -5,7 +5,9 @@ from __future__ import annotations
 import queue
 import random
 import time
+from collections.abc import Sequence as Ids
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -13,6 +15,9 @@ from server.core import FinishReason, SamplingParams
 from server.engine.logprobs import Score
 from server.errors import ServerError
 from server.models.base import Context
+
+if TYPE_CHECKING:
+    from server.engine.speculation import Drafter
 
 
 @dataclass(frozen=True)
@@ -23,14 +28,25 @@ class Finish:
     error: ServerError | None = None
 
 
+class Drawn(NamedTuple):
+    """What a step drew for a sequence, in order, and what went wrong behind that; nothing while its prompt is read.
+
+    All but the last id had been drafted; with an error all of them.
+    """
+
+    token_ids: list[int]
+    error: ServerError | None = None
+
+
 class Sequence:
     """Prompt and answer of one request.
 
-    ``token_ids`` grows by one per step; the first ``num_computed`` of them are in the cache. What is not yet computed
-    is the rest of the prompt, or the one token drawn last: reading and generating are the same thing. ``events`` is
-    what the request's own thread reads: token ids, then one Finish. ``scores`` by position in ``token_ids``, of those
-    whose log probabilities were asked for; a token's is there before its event. ``openings``: the answer must begin
-    with one of these lists of ids. ``bias``: the ids and values of the logit bias.
+    ``token_ids`` grows by what every step draws; the first ``num_computed`` of them are in the cache. What is not yet
+    computed is the rest of the prompt, or the one token drawn last: reading and generating are the same thing.
+    ``events`` is what the request's own thread reads: token ids, then one Finish. ``scores`` by position in
+    ``token_ids``, of those whose log probabilities were asked for; a token's is there before its event. ``openings``:
+    the answer must begin with one of these lists of ids. ``bias``: the ids and values of the logit bias. ``drafter``
+    says what may come next; None where nothing is to be drafted.
     """
 
     def __init__(
@@ -59,6 +75,7 @@ class Sequence:
         self.num_computed = 0
         self.num_cached = 0
         self.slot: int | None = None
+        self.drafter: Drafter | None = None
         self.finished: Finish | None = None
         self.events: queue.SimpleQueue[int | Finish] = queue.SimpleQueue()
         # its own generator: the same seed draws the same numbers whatever else is running
@@ -72,18 +89,23 @@ class Sequence:
         return len(self.token_ids) - self.num_computed
 
     @property
+    def room(self) -> int:
+        """How many tokens more the sequence may get."""
+        return self.max_total - len(self.token_ids)
+
+    @property
     def answer_ids(self) -> list[int]:
         return self.token_ids[self.num_prompt :]
 
-    def allowed_ids(self) -> list[int] | None:
-        """The ids that the next token must be one of, while an opening is to be kept; None for any."""
-        done = self.answer_ids if self.openings else []
+    def allowed_ids(self, drawn: Ids[int] = ()) -> list[int] | None:
+        """The ids that the token behind ``drawn`` must be one of, while an opening is to be kept; None for any."""
+        done = [*self.answer_ids, *drawn] if self.openings else []
         fitting = [opening for opening in self.openings if opening[: len(done)] == done]
         return sorted({opening[len(done)] for opening in fitting if len(opening) > len(done)}) or None
 
     def append(self, token_id: int) -> None:
-        """Take the token drawn in this step and decide whether it was the last."""
-        if len(self.token_ids) >= self.max_total:  # nothing but the prompt's scores was wanted
+        """Take the next token that was drawn and decide whether it was the last."""
+        if self.room <= 0:  # nothing but the prompt's scores was wanted
             self.finish(FinishReason.LENGTH)
             return
         if self.first_token is None:
@@ -93,7 +115,7 @@ class Sequence:
             return
         self.token_ids.append(token_id)
         self.events.put(token_id)
-        if len(self.token_ids) >= self.max_total:
+        if self.room <= 0:
             self.finish(FinishReason.LENGTH)
 
     def finish(self, reason: FinishReason, error: ServerError | None = None) -> None:

@@ -32,30 +32,34 @@ def common_prefix(left: Ids[int], right: Ids[int]) -> int:
 
 
 class SlotTable:
-    """Gives slots to sequences so that a follow-up round finds its history in the cache."""
+    """Gives slots to sequences so that a follow-up round finds its history in the cache.
 
-    def __init__(self, cache: KVCache, *, reuse_prefix: bool):
+    At most ``at_once`` sequences run; the cache's other slots hold what finished ones left, the latest of them.
+    """
+
+    def __init__(self, cache: KVCache, at_once: int, *, reuse_prefix: bool):
         self._cache = cache
+        self._at_once = at_once
         self._reuse_prefix = reuse_prefix
         self._slots = [Slot(i) for i in range(cache.slots)]
         self._clock = 0
 
-    def has_free(self) -> bool:
-        return any(slot.sequence is None for slot in self._slots)
+    def has_room(self) -> bool:
+        return sum(slot.sequence is not None for slot in self._slots) < self._at_once
 
     def acquire(self, sequence: Sequence) -> None:
-        """Give ``sequence`` a free slot and whatever of its prompt is cached anywhere.
+        """Give ``sequence`` a free slot and whatever of its prompt is cached anywhere; there must be room.
 
         The slot that shares the longest prefix is continued in place if that keeps at least half of what it holds;
         otherwise its shared part is copied into the free slot that was unused for longest, so that an unrelated
         question (all prompts begin alike) does not destroy somebody's long conversation.
         """
         source, shared = self._longest_match(sequence)
-        if source.sequence is None and 2 * shared >= len(source.tokens):
+        if source and source.sequence is None and 2 * shared >= len(source.tokens):
             target = source
         else:
-            target = min((slot for slot in self._slots if slot.sequence is None), key=lambda slot: slot.last_used)
-            if target is not source and shared:
+            target = self._least_recent(source)
+            if source and target is not source:
                 self._cache.copy(source.index, target.index, shared)
         target.sequence, target.tokens = sequence, []
         sequence.slot = target.index
@@ -73,11 +77,21 @@ class SlotTable:
         for slot in self._slots:
             slot.tokens = []
 
-    def _longest_match(self, sequence: Sequence) -> tuple[Slot, int]:
+    def _least_recent(self, source: Slot | None) -> Slot:
+        """The free slot that was unused for longest; ``source`` only where no other is free."""
+        free = [slot for slot in self._slots if slot.sequence is None]
+        return min(free, key=lambda slot: (slot is source, slot.last_used))
+
+    def _longest_match(self, sequence: Sequence) -> tuple[Slot | None, int]:
+        """The slot that holds most of the prompt's beginning, and how many ids of it; None where nothing is reused."""
         if not self._reuse_prefix or sequence.params.prompt_logprobs is not None:  # those need every token's logits
-            return self._slots[0], 0
+            return None, 0
         prompt = sequence.token_ids
         # the last token is always read again: its logits are needed
         lengths = [min(common_prefix(slot.held(), prompt), len(prompt) - 1) for slot in self._slots]
-        best = max(range(len(lengths)), key=lambda i: (lengths[i], self._slots[i].sequence is None))
-        return self._slots[best], lengths[best]
+        # of equal ones the latest: where all prompts begin alike, the oldest must not be spared for that
+        shared, _, _, index = max(
+            (length, slot.sequence is None, slot.last_used, slot.index)
+            for length, slot in zip(lengths, self._slots, strict=True)
+        )
+        return self._slots[index], shared

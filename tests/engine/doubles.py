@@ -38,10 +38,14 @@ class HashNetwork:
     def forward(self, batch: ForwardBatch, cache) -> torch.Tensor:
         self.steps.append([s.length for s in batch.segments])
         rows, row = {}, 0
+        wanted = set(batch.logit_rows.tolist())
         for segment in batch.segments:
             ids = batch.token_ids[row : row + segment.length]
+            for length in range(1, segment.length + 1):
+                if row + length - 1 in wanted or length == segment.length:
+                    part = segment._replace(length=length)
+                    rows[row + length - 1] = self._logits(ids[:length], part, cache)
             row += segment.length
-            rows[row - 1] = self._logits(ids, segment, cache)
         return torch.stack([rows[i] for i in batch.logit_rows.tolist()]) if len(batch.logit_rows) else torch.empty(0)
 
     def _logits(self, ids, segment, cache) -> torch.Tensor:
@@ -130,5 +134,5 @@ def make_engine(network=None, *, family=None, causal_prompt=True, **settings) ->
         device="cpu",
         prefix=None,
     )
-    defaults = {"max_length": 256, "slots": 3, "queue": 4, "prefill_chunk": 8}
+    defaults = {"max_length": 256, "slots": 3, "queue": 4, "prefill_chunk": 8, "speculate": 0}
     return LocalEngine(model, EngineSettings(**{**defaults, **settings}))

@@ -21,12 +21,14 @@ class AnyIds:
 
 
 @contextlib.contextmanager
-def reference_engine(folder: Path) -> Iterator[tuple[LocalEngine, Reference]]:
-    """Two slots, no longer than needed, and chunks of five tokens; no id ends an answer."""
+def reference_engine(
+    folder: Path, *, stop_ids: frozenset[int] = frozenset(), **settings
+) -> Iterator[tuple[LocalEngine, Reference]]:
+    """Two slots, no longer than needed, and chunks of five tokens; no id ends an answer unless ``stop_ids`` has it."""
     reference = load_reference(folder)
     family = PlainFamily()
     family.causal_prompt = reference.family.causal_prompt
-    family.stop_ids = lambda tokenizer: frozenset()
+    family.stop_ids = lambda tokenizer: stop_ids
     model = SimpleNamespace(
         name=folder.name,
         family=family,
@@ -37,7 +39,8 @@ def reference_engine(folder: Path) -> Iterator[tuple[LocalEngine, Reference]]:
         kv_dtype=torch.float32,
         device="cpu",
     )
-    engine = LocalEngine(model, EngineSettings(max_length=reference.capacity, slots=2, queue=20, prefill_chunk=5))
+    defaults = {"max_length": reference.capacity, "slots": 2, "queue": 20, "prefill_chunk": 5}
+    engine = LocalEngine(model, EngineSettings(**{**defaults, **settings}))
     try:
         yield engine, reference
     finally:

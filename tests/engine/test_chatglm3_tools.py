@@ -61,7 +61,7 @@ def running(*scripts):
         device="cpu",
         prefix=None,
     )
-    engine = LocalEngine(model, EngineSettings(max_length=2000, slots=1, queue=1, prefill_chunk=2000))
+    engine = LocalEngine(model, EngineSettings(max_length=2000, slots=1, queue=1, prefill_chunk=2000, speculate=0))
     try:
         yield engine
     finally:

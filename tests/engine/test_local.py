@@ -1,5 +1,6 @@
 """The engine's thread, scheduler and slots together, on a model whose answer betrays every mix-up of the cache."""
 
+import logging
 import threading
 import time
 
@@ -139,13 +140,15 @@ def test_shared_prefix_is_copied_from_a_running_slot(engine_with):
     assert collect(slow)[0] == expected([*system, 3], 12)
 
 
-def test_without_causal_prompt_nothing_is_reused_or_cut(engine_with):
+def test_without_causal_prompt_nothing_is_reused_or_cut(engine_with, caplog):
     network = HashNetwork()
     engine = engine_with(network, causal_prompt=False, prefill_chunk=8)
-    for _ in range(2):
-        ids, _, last = collect(engine.submit(ids_request(range(10, 50))))
-        assert ids == expected(range(10, 50), 12)
-        assert last.usage.cached_tokens == 0
+    with caplog.at_level(logging.INFO):
+        for _ in range(2):
+            ids, _, last = collect(engine.submit(ids_request(range(10, 50))))
+            assert ids == expected(range(10, 50), 12)
+            assert last.usage.cached_tokens == 0
+    assert caplog.text.count("40 prompt tokens are read in one step") == 2
     assert [step for step in network.steps if step != [1]] == [[40], [40]]
 
 

@@ -5,7 +5,7 @@ import torch
 
 from server.core import GenerationRequest, Message, SamplingParams, Tool, ToolCall
 from server.engine.sampler import Sampler, adjust
-from server.engine.sequence import Sequence
+from server.engine.sequence import Drawn, Sequence
 from server.errors import BadRequest, Unavailable
 from server.models.base import Shown
 from tests.engine.doubles import VOCAB, HashNetwork, PlainFamily, expected, make_engine
@@ -76,9 +76,9 @@ def test_an_opening_is_kept_and_what_follows_is_free(temperature):
         params = SamplingParams(temperature=temperature, top_k=0, top_p=1, seed=seed)
         sequence = Sequence("r", [1], params, frozenset({0}), 99, openings=openings)
         while sequence.allowed_ids():
-            sequence.append(Sampler().sample(torch.randn(1, 20), [sequence])[0])
+            sequence.append(Sampler().sample(torch.randn(1, 20), [sequence])[0].token_ids[0])
         assert sequence.answer_ids in openings
-        assert Sampler().sample(torch.arange(20.0)[None], [sequence]) == [19] or temperature
+        assert Sampler().sample(torch.arange(20.0)[None], [sequence]) == [Drawn([19])] or temperature
 
 
 def test_a_raw_prompt_is_continued_as_it_is():

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from server.core import SamplingParams
 from server.engine.sampler import Sampler, distribution, penalize
-from server.engine.sequence import Sequence
+from server.engine.sequence import Drawn, Sequence
 from tests.oracle import oracle_file
 
 
@@ -76,7 +76,7 @@ def test_draws_follow_the_distribution():
     row = torch.tensor([0.0, 1.0, 2.0, -1.0])
     params = SamplingParams(temperature=1.0, top_k=0, top_p=1.0, seed=3)
     seq, sampler, draws = sequence(params), Sampler(), 20_000
-    counts = Counter(sampler.sample(row[None], [seq])[0] for _ in range(draws))
+    counts = Counter(sampler.sample(row[None], [seq])[0].token_ids[0] for _ in range(draws))
     for token, probability in enumerate(row.softmax(-1).tolist()):
         error = (probability * (1 - probability) / draws) ** 0.5
         assert abs(counts[token] / draws - probability) < 5 * error
@@ -95,12 +95,13 @@ def test_rounding_noise_does_not_change_a_seeded_draw():
 @pytest.mark.parametrize("params", [SamplingParams(temperature=0), SamplingParams(temperature=1e-9, top_k=0, top_p=1)])
 def test_zero_temperature_is_greedy(params):
     rows = torch.randn(4, 100)
-    assert Sampler().sample(rows, [sequence(params)] * 4) == rows.argmax(-1).tolist()
+    assert Sampler().sample(rows, [sequence(params)] * 4) == [Drawn([best]) for best in rows.argmax(-1).tolist()]
 
 
 def test_greedy_respects_penalties():
     row = torch.tensor([[3.0, 2.0, 1.0]])
-    assert Sampler().sample(row, [sequence(SamplingParams(temperature=0, repetition_penalty=9.0), ids=(0,))]) == [1]
+    params = SamplingParams(temperature=0, repetition_penalty=9.0)
+    assert Sampler().sample(row, [sequence(params, ids=(0,))]) == [Drawn([1])]
 
 
 @settings(max_examples=60, deadline=None)
@@ -112,5 +113,5 @@ def test_greedy_respects_penalties():
 )
 def test_any_finite_row_gives_a_valid_draw(row, temperature, top_k, top_p):
     params = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, repetition_penalty=1.2)
-    (drawn,) = Sampler().sample(torch.tensor([row]), [sequence(params, ids=(0,))])
+    (((drawn,), _),) = Sampler().sample(torch.tensor([row]), [sequence(params, ids=(0,))])
     assert 0 <= drawn < len(row)

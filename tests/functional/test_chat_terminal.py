@@ -35,7 +35,7 @@ def said(engine, index=-1):
 def test_the_model_in_this_process():
     with ChatTerminal("--model", "demo", "--temperature", "0", language="zh") as chat:
         chat.wait_for(r"欢迎使用 demo 模型。\n.*clear 清空对话历史，stop 终止程序.*\n\n用户：$")
-        assert "档位：cpu" in chat.shown
+        assert "档位：cpu" in chat.shown and "另保留对话：0 段" in chat.shown
         chat.type("你是谁？" + ENTER)
         chat.wait_for(r"用户：你是谁？\n\nChatGLM：我是 chatglm-portable 自带的演示模型[^\n]*\n([^\n]+\n)?\n用户：$")
         chat.type("用英文怎么说？" + ENTER)

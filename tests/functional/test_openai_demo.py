@@ -46,6 +46,15 @@ def test_conversations_are_read_whole(program, demo):
     assert content(demo, messages) == program.ask("谢谢", history=[["你是谁？", first]])
 
 
+def test_more_conversations_than_run_at_once_are_not_read_again(demo):
+    talks = [[{"role": "user", "content": f"{word}是什么意思？"}] for word in ("int4", "显存", "档位", "模型", "端口")]
+    first = [ask(demo, messages, max_tokens=20) for messages in talks]
+    for messages, answer in zip(talks, first, strict=True):
+        said = {"role": "assistant", "content": answer.choices[0].message.content}
+        usage = ask(demo, [*messages, said, {"role": "user", "content": "谢谢"}], max_tokens=5).usage
+        assert usage.prompt_tokens_details.cached_tokens >= answer.usage.prompt_tokens
+
+
 def test_a_trailing_assistant_message_is_continued_and_not_repeated(program, demo):
     messages = [{"role": "user", "content": "怎么下载真正的模型？"}, {"role": "assistant", "content": "当然，"}]
     whole = program.ask("怎么下载真正的模型？", answer_prefix="当然，")

@@ -43,6 +43,13 @@ def reference_folders(oracle: Path = ORACLE) -> list[Path]:
     return sorted((f for f in folders if (f / "vectors.json").exists()), key=lambda f: f.name)
 
 
+def _family_named(name: str) -> str:
+    """The family whose name the given one begins with (chatglm3-32k), or else the one that the files look like."""
+    name = FAMILY_NAMES.get(name, name)
+    known = [family.name for family in families() if name.startswith(family.name)]
+    return max(known, key=len, default=AUTO)
+
+
 class Reference:
     """``network`` computes in ``dtype`` with ``bits`` as given; ``tensors`` and ``vectors`` are what it should give.
 
@@ -57,8 +64,7 @@ class Reference:
         meta = self.vectors.get("meta", {})
         self.model = folder.parent / meta["base"] if "base" in meta else folder
         self.adapter = {meta["adapter"]: folder} if "adapter" in meta else {}
-        name = meta.get("family", AUTO)
-        self._family_name = FAMILY_NAMES.get(name, name)
+        self._family_name = _family_named(str(meta.get("family", AUTO)).lower())
 
     @cached_property
     def config(self) -> dict:
@@ -68,8 +74,7 @@ class Reference:
     @cached_property
     def family(self):
         """The one that the folder names, or else what its files look like."""
-        known = any(family.name == self._family_name for family in families())
-        return find_family(self.config, self.model, self._family_name if known else AUTO)
+        return find_family(self.config, self.model, self._family_name)
 
     @property
     def tolerance(self) -> float:

@@ -175,6 +175,19 @@ def test_family_and_network_of_the_official_configuration():
 
 
 @pytest.mark.parametrize(
+    ("raw", "shown"),
+    [("你好,", "你好"), ("hi,你", "hi，你"), ("a!b", "a!b"), ("你?a", "你？a"), ("你;好", "你；好"), ("a:", "a")],
+)
+def test_punctuation_beside_chinese_is_full_width_and_waits_at_the_end(raw, shown):
+    assert FAMILY.display(raw, final=False) == shown
+
+
+def test_punctuation_at_the_end_of_an_answer_stays():
+    assert FAMILY.display("a,", final=True) == "a,"
+    assert FAMILY.display("你,", final=True) == "你，"
+
+
+@pytest.mark.parametrize(
     ("field", "value"),
     [("position_encoding_2d", False), ("vocab_size", "130528"), ("hidden_size", 4100)],
 )

@@ -2,6 +2,7 @@
 
 Folders: tests/data/reference, and $ORACLE_DIR/models (default ../shared/oracle) where it is there; any other folder of
 that layout, whatever parts of it are there. Logits are compared with the stored float32 ones; greedy answers are equal.
+(The folders chatglmcpp/ hold hidden states of models without an output layer: test_network.py.)
 """
 
 import pytest

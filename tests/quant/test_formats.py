@@ -93,6 +93,12 @@ def test_official_int8():
     assert dequantize(weight, torch.float32).tolist() == [[-63.5, 1.5, 2.5], [0.0, 0.0, 0.0]]
 
 
+def test_official_scales_keep_their_precision():
+    codes = torch.tensor([[1, -7, 3, 0]], dtype=torch.int8)
+    for scale in (torch.tensor([1.0001]), torch.tensor([1e-6], dtype=torch.bfloat16)):
+        assert torch.equal(dequantize(from_official(codes, scale, 4), torch.float32), codes * scale.float())
+
+
 def test_quant_linear_takes_the_place_of_linear():
     linear = torch.nn.Linear(40, 6)
     bias = torch.nn.Parameter(linear.bias.detach(), requires_grad=False)
