@@ -11,7 +11,7 @@ from typing import Any
 from server.errors import ModelError
 
 GiB = 2**30
-# A quantized weight's bits with its share of the fp16 scale that 32 weights have in common.
+# A quantized weight's bits with its share of the scale that its group has in common (kernels/quantize.py).
 STORED_BITS = {4: 4.5, 8: 8.5}
 # Held beside weights and cache: the CUDA context with its libraries, or the Python process with torch.
 GPU_RUNTIME = int(0.6 * GiB)

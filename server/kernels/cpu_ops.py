@@ -11,13 +11,12 @@ from typing import Any
 
 import torch
 
-from server.kernels.build import VARIANTS, load_library
+from server.kernels.build import VARIANTS, NoKernels, load_library
 from server.kernels.ops import QuantWeight
-from server.kernels.quantize import GROUP_SIZE as GROUP
-from server.kernels.quantize import INT4_TABLE
+from server.kernels.quantize import GROUP_SIZE, INT4_TABLE
 from server.kernels.torch_ops import TorchOps
 
-TILE = 16  # rows that lie together in cpu/tiles.h
+TILE, GROUP = 16, 64  # rows and columns that lie together in cpu/tiles.h
 _MOST_DIM = 256  # values of a head that the attention kernel has room for
 
 
@@ -69,15 +68,21 @@ class _Pack(ctypes.Structure):
 
 
 class CpuOps(TorchOps):
-    """See ``kernels.ops.Ops``. Activations are float32, keys and values float16."""
+    """See ``kernels.ops.Ops``. Activations are float32, keys and values float16.
+
+    The threads are the process', not the object's: the newest object says how many.
+    """
 
     def __init__(self, threads: int, variant: str | None = None):
         """``variant``: one of ``build.VARIANTS`` instead of the best that this processor has.
 
-        Raises NoKernels where the kernels cannot be compiled.
+        Raises NoKernels where the kernels cannot be compiled, or not for this variant or processor.
         """
         library = load_library()
-        self.variant = variant or next(name for name in VARIANTS if _runs(library, name))
+        usable = [name for name in VARIANTS if _runs(library, name)]
+        if variant and variant not in usable:
+            raise NoKernels(f"this processor or compiler has no {variant}, only {', '.join(usable)}")
+        self.variant = variant or usable[0]
         self.name = f"cpu-{self.variant}"
         self.threads = library.set_threads(threads)
         self._call = {
@@ -86,7 +91,7 @@ class CpuOps(TorchOps):
         }
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-        if not _floats(x, weight):
+        if not _floats(x, weight) or weight.shape != x.shape[1:]:
             return super().rms_norm(x, weight, eps)
         y = torch.empty_like(x)
         self._run("rms_norm", _RmsNorm(x.data_ptr(), weight.data_ptr(), y.data_ptr(), *x.shape, eps))
@@ -94,7 +99,8 @@ class CpuOps(TorchOps):
 
     def rotary_interleaved(self, x: torch.Tensor, cos_sin: torch.Tensor) -> torch.Tensor:
         (rows, heads, dim), pairs = x.shape, cos_sin.shape[1]
-        if x.dtype != torch.float32 or x.stride()[1:] != (dim, 1) or not cos_sin.is_contiguous():
+        fits = cos_sin.shape == (rows, pairs, 2) and 2 * pairs <= dim and x.stride()[1:] == (dim, 1)
+        if x.dtype != torch.float32 or not _floats(cos_sin) or not fits:
             return super().rotary_interleaved(x, cos_sin)
         self._run("rotary", _Rotary(x.data_ptr(), cos_sin.data_ptr(), rows, heads, dim, pairs, x.stride(0)))
         return x
@@ -111,8 +117,9 @@ class CpuOps(TorchOps):
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, context: int = 0
     ) -> torch.Tensor:
         (n, heads, dim), (groups, length, _) = query.shape, key.shape
-        stored = key.dtype == value.dtype == torch.float16 and key.stride()[1:] == value.stride()[1:] == (dim, 1)
-        if query.dtype != torch.float32 or not stored or key.stride(0) != value.stride(0) or dim > _MOST_DIM:
+        halves = key.dtype == value.dtype == torch.float16 and query.dtype == torch.float32
+        alike = key.shape == value.shape == (groups, length, dim) and key.stride() == value.stride()
+        if not halves or not alike or key.stride()[1:] != (dim, 1) or dim > _MOST_DIM or n > length:
             return super().attention(query, key, value, context=context)
         query = query.contiguous()
         y = query.new_empty(n, heads * dim)
@@ -122,34 +129,35 @@ class CpuOps(TorchOps):
         return y
 
     def quantize(self, weight: torch.Tensor, bits: int) -> QuantWeight:
-        if bits != 4 or weight.device.type != "cpu":
+        if bits != 4:
             return super().quantize(weight, bits)
         weight = weight.float().contiguous()
         rows, columns = weight.shape
-        groups = -(-columns // GROUP)
-        codes = torch.empty(rows, groups * GROUP // 2, dtype=torch.int8)
+        groups = -(-columns // GROUP_SIZE[4])
+        codes = torch.empty(rows, groups * GROUP_SIZE[4] // 2, dtype=torch.int8)
         scales = torch.empty(rows, groups)
         pointers = (tensor.data_ptr() for tensor in (weight, INT4_TABLE, codes, scales))
         self._run("quantize_int4", _Quantize(*pointers, rows, columns))
-        return QuantWeight(codes, scales, 4, GROUP, columns, INT4_TABLE)
+        return QuantWeight(codes, scales, 4, GROUP_SIZE[4], columns, INT4_TABLE)
 
     def prepare(self, weight: QuantWeight) -> TiledWeight | QuantWeight:
         groups = -(-weight.in_features // GROUP)
-        one_scale = weight.scales.shape[1] == 1
-        if not one_scale and weight.group_size != GROUP:
+        stored = weight.scales.shape[1]
+        if stored > 1 and weight.group_size != GROUP_SIZE[weight.bits]:
             return weight
         tiles = -(-weight.out_features // TILE)
         codes = torch.zeros(weight.out_features, groups * GROUP * weight.bits // 8, dtype=torch.int8)
         codes[:, : weight.codes.shape[1]] = weight.codes
         packed = torch.empty(tiles * groups * GROUP * TILE * weight.bits // 8, dtype=torch.uint8)
         self._run("pack", _Pack(codes.data_ptr(), packed.data_ptr(), weight.out_features, groups, weight.bits))
-        scales = torch.zeros(tiles * TILE, groups)
-        scales[: weight.out_features] = weight.scales
+        per_row = groups * GROUP // GROUP_SIZE[weight.bits]
+        scales = torch.zeros(tiles * TILE, per_row)
+        scales[: weight.out_features, : per_row if stored == 1 else stored] = weight.scales
         row_scales = None
         if weight.bits == 4:
             row_scales = scales.abs().amax(1) / 127
             scales = torch.where(row_scales.unsqueeze(1) == 0, 0, scales / row_scales.unsqueeze(1)).round()
-        tiled = scales.view(tiles, TILE, groups).transpose(1, 2).contiguous()
+        tiled = scales.view(tiles, TILE, per_row).transpose(1, 2).contiguous()
         tiled = tiled.to(torch.int8 if weight.bits == 4 else torch.float16)
         return TiledWeight(packed, tiled, row_scales, weight.table, weight.in_features, weight.out_features)
 
@@ -157,11 +165,13 @@ class CpuOps(TorchOps):
         if isinstance(weight, QuantWeight):
             return super().quant_linear(x, weight, bias)
         dtype, x = x.dtype, x.float().contiguous()
-        bias = None if bias is None else bias.float()
+        bias = None if bias is None else bias.float().contiguous()
         rows, groups = x.shape[0], -(-weight.in_features // GROUP)
+        if x.shape[1] != weight.in_features or (bias is not None and len(bias) != weight.out_features):
+            raise ValueError(f"{list(x.shape)} times a matrix of {weight.out_features} x {weight.in_features}")
         y = x.new_empty(rows, weight.out_features)
         quantized = torch.empty(rows, groups * GROUP, dtype=torch.int8)
-        x_scales, x_offsets = torch.empty(2, rows, groups)  # the kernel fills the second with int32
+        x_scales, x_offsets = torch.empty(rows, groups), torch.empty(rows, groups, 2, dtype=torch.int32)
         given = (weight.codes, weight.scales, weight.row_scales, weight.table, bias, x, y)
         pointers = [None if tensor is None else tensor.data_ptr() for tensor in given]
         scratch = [tensor.data_ptr() for tensor in (quantized, x_scales, x_offsets)]

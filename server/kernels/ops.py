@@ -16,10 +16,10 @@ class QuantWeight:
     are not used.
 
     * 8 bits: the v themselves, [out_features, groups * group_size]; ``table`` is None.
-    * 4 bits: places in ``table`` int8 [16]; [out_features, groups * group_size / 2], byte k holds column 2k in its high and
-      column 2k + 1 in its low nibble (the packing of the official ChatGLM int4 checkpoints).
+    * 4 bits: places in ``table`` int8 [16]; [out_features, groups * group_size / 2], byte k holds column 2k in its high
+      and column 2k + 1 in its low nibble (the packing of the official ChatGLM int4 checkpoints).
 
-    ``scales`` is float32 [out_features, groups]. An official checkpoint has one group per row.
+    ``scales`` [out_features, groups] is float32, or float16 for 8 bits. An official checkpoint has one group per row.
     """
 
     codes: torch.Tensor
@@ -38,8 +38,9 @@ class Ops(Protocol):
     """A back end: one implementation for one kind of device.
 
     All floating point tensors of a call have one dtype (float32, bfloat16 or float16) and one device, except where it
-    says float32, and that keys and values may be float16 beside float32 queries. Inputs have a contiguous last dimension, and none requires a gradient. Sums are kept in float32 or
-    better. A back end may return a view of memory that it reuses at its next call of the same operation.
+    says float32, and that keys and values may be float16 beside float32 queries. Inputs have a contiguous last
+    dimension, and none requires a gradient. Sums are kept in float32 or better. NaN in what a result depends on gives
+    NaN. A back end may return a view of memory that it reuses at its next call of the same operation.
     """
 
     name: str

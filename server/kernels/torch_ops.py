@@ -18,7 +18,7 @@ def dequantize(weight: QuantWeight, dtype: torch.dtype, rows: slice = slice(None
     if weight.bits == 4:
         places = torch.stack([(codes >> 4) & 15, codes & 15], dim=-1)
         codes = weight.table.to(codes.device)[places.int()]
-    grouped = codes.view(codes.shape[0], -1, weight.group_size).float()
+    grouped = codes.view(*scales.shape, weight.group_size).float()
     values = grouped.mul_(scales.unsqueeze(-1)).flatten(1)
     return values[:, : weight.in_features].to(dtype)
 

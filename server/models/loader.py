@@ -19,7 +19,7 @@ from server.models.checkpoint import read_tensors, weight_files
 from server.models.families import AUTO, find_family
 from server.models.files import read_json
 from server.models.prefix import PREFIX_TENSORS, Prefix, build_prefix
-from server.quant.formats import from_official, quantize
+from server.quant.formats import from_official
 from server.quant.linear import QuantLinear
 
 log = logging.getLogger(__name__)
@@ -165,7 +165,7 @@ class _Filler:
         module = self._network.get_submodule(owner)
         self._empty.pop(name, None)
         if self._quantize and attribute == "weight" and isinstance(module, nn.Linear):
-            self._place_quantized(name, quantize(tensor.to(self._device), self._bits))
+            self._place_quantized(name, self._ops.quantize(tensor.to(self._device), self._bits))
             return
         placed = tensor.to(self._device, self._dtype)
         setattr(module, attribute, nn.Parameter(placed, requires_grad=False))

@@ -376,8 +376,7 @@ from server.kernels.torch_ops import TorchOps
 from server.models.chatglm2.prompt import ChatGLM2
 from server.models.files import read_json
 from server.models.loader import load_network
-from server.quant.formats import quantize
-quantize(torch.randn(64, 64), 4)  # what torch itself needs at its first steps
+TorchOps().quantize(torch.randn(64, 64), 4)  # what torch itself needs at its first steps
 folder, before = Path(sys.argv[1]), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 network, _ = load_network(
     folder, read_json(folder / "config.json"), ChatGLM2(),

@@ -43,7 +43,8 @@ static void widen(const uint16_t *halves, float *out, int64_t count) {
 }
 
 /* One row and the keys and values of one stretch of the sequence. */
-static ALWAYS_INLINE void attend(Block *b, int64_t r, const float *keys, const float *values, int64_t count, int64_t dim, float scale) {
+static ALWAYS_INLINE void attend(Block *b, int64_t r, const float *keys, const float *values, int64_t count,
+                                 int64_t dim, float scale) {
     float scores[KEYS], largest = b->largest[r], total = 0;
     for (int64_t k = 0; k < count; k++) {
         scores[k] = product(b->query[r], keys + k * dim, dim) * scale;
@@ -59,7 +60,8 @@ static ALWAYS_INLINE void attend(Block *b, int64_t r, const float *keys, const f
     b->total[r] = b->total[r] * earlier + total;
 }
 
-static ALWAYS_INLINE void attend_all(Block *b, const uint16_t *key, const uint16_t *value, int64_t length, int64_t dim, float scale) {
+static ALWAYS_INLINE void attend_all(Block *b, const uint16_t *key, const uint16_t *value, int64_t length, int64_t dim,
+                                     float scale) {
     float keys[KEYS * MOST_DIM], values[KEYS * MOST_DIM];
     for (int64_t start = 0; start < length; start += KEYS) {
         int64_t count = length - start < KEYS ? length - start : KEYS;
@@ -87,7 +89,7 @@ static void attend_blocks(const void *arguments, int64_t begin, int64_t end) {
             b.query[r] = a->query + at;
             b.y[r] = a->y + at;
             b.visible[r] = a->context > causal ? a->context : causal;
-            b.largest[r] = -3e38f;
+            b.largest[r] = -__builtin_inff();
             length = b.visible[r] > length ? b.visible[r] : length;
         }
         const uint16_t *key = a->key + group * a->stride, *value = a->value + group * a->stride;

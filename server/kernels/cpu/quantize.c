@@ -14,7 +14,7 @@ typedef struct {
     int64_t rows, columns;
 } Quantize;
 
-/* The nearest values of the table for x * inverse. */
+/* The nearest values of the table to x * inverse. */
 static ALWAYS_INLINE void nearest(const float *x, float inverse, const int8_t *table, float *values) {
     for (int i = 0; i < GROUP; i++) values[i] = table[0];
     for (int k = 0; k < 15; k++) {
@@ -23,21 +23,27 @@ static ALWAYS_INLINE void nearest(const float *x, float inverse, const int8_t *t
     }
 }
 
-/* The scale whose codes leave the least squared error, among some near the one that maps the largest value to the table's
-   end. For given codes v the best scale is <x, v> / <v, v>, and it lessens the error by <x, v>^2 / <v, v>. */
-static float best_scale(const float *x, const int8_t *table) {
-    float largest = 0, best = 0, best_gain = 0;
-    for (int i = 0; i < GROUP; i++)
-        if (x[i] * x[i] > largest * largest) largest = x[i];
-    if (largest == 0) return 0;
+/* The scale whose codes leave the least squared error, among some near the one that maps the largest value to the
+   table's end. For given codes v the best scale is <x, v> / <v, v>, and it lessens the error by <x, v>^2 / <v, v>. */
+static float best_scale(const float *weights, const int8_t *table) {
+    float least = 0, most = 0, finite = 0, best = 0, best_gain = 0;
+    for (int i = 0; i < GROUP; i++) {
+        least = weights[i] < least ? weights[i] : least;
+        most = weights[i] > most ? weights[i] : most;
+        finite += weights[i] * 0;
+    }
+    if (finite != 0) return __builtin_nanf(""); /* a NaN or an infinity among them stays visible */
+    float unit = (-least > most ? least : most) / (float)table[0], x[GROUP];
+    if (most - least < 1e-30f) return 0;
+    for (int i = 0; i < GROUP; i++) x[i] = weights[i] / unit; /* so that no square is too large or too small */
     for (int c = 0; c < CANDIDATES; c++) {
         float values[GROUP], xv = 0, vv = 0;
-        nearest(x, (float)table[0] / (largest * (0.7f + 0.065f * (float)c)), table, values);
+        nearest(x, 1 / (0.7f + 0.065f * (float)c), table, values);
         for (int i = 0; i < GROUP; i++) xv += x[i] * values[i];
         for (int i = 0; i < GROUP; i++) vv += values[i] * values[i];
-        if (vv > 0 && xv * xv > best_gain * vv) best = xv / vv, best_gain = xv * xv / vv;
+        if (xv * xv > best_gain * vv) best = xv / vv, best_gain = xv * xv / vv;
     }
-    return best;
+    return best * unit;
 }
 
 static void load_group(const Quantize *a, int64_t row, int64_t group, float x[GROUP]) {
@@ -60,12 +66,12 @@ static void quantize_weights(const void *arguments, int64_t begin, int64_t end) 
     const Quantize *a = arguments;
     int64_t groups = (a->columns + GROUP - 1) / GROUP;
     for (int64_t row = begin; row < end; row++) {
-        float x[GROUP], largest = 0, *scales = a->scales + row * groups;
+        float x[GROUP], largest = 0, *scales = a->scales + row * groups; /* largest: NaN if one of them is */
         for (int64_t g = 0; g < groups; g++) {
             load_group(a, row, g, x);
             scales[g] = best_scale(x, a->table);
             float size = scales[g] < 0 ? -scales[g] : scales[g];
-            largest = size > largest ? size : largest;
+            if (!(size <= largest) && largest == largest) largest = size;
         }
         float unit = largest / 127;
         for (int64_t g = 0; g < groups; g++) {
@@ -99,7 +105,8 @@ static void pack_tiles(const void *arguments, int64_t begin, int64_t end) {
             uint8_t *out = a->tiles + (tile * a->groups + g) * (GROUP * LANES * a->bits / 8);
             for (int lane = 0; lane < LANES; lane++)
                 for (int column = 0; column < GROUP; column++) {
-                    int quad = column / 4, code = code_at(a, tile * LANES + lane, g, column), within = 4 * lane + column % 4;
+                    int code = code_at(a, tile * LANES + lane, g, column);
+                    int quad = column / 4, within = 4 * lane + column % 4;
                     if (a->bits == 8) out[64 * quad + within] = (uint8_t)code;
                     else if (quad < 8) out[64 * quad + within] = (uint8_t)code;
                     else out[64 * (quad - 8) + within] |= (uint8_t)(code << 4);

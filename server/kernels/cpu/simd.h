@@ -1,7 +1,7 @@
 /* Sixteen lanes at a time, on four kinds of processors: what the kernels are written in.
 
-   ints and floats hold 16 values, bytes holds 4 values of 8 bits for each of the 16 lanes. AVX-512 has registers of that
-   size, AVX2 takes two, and plain C leaves loops to the compiler. */
+   ints and floats hold 16 values, bytes holds 4 values of 8 bits for each of the 16 lanes. AVX-512 has registers of
+   that size, AVX2 takes two, and plain C leaves loops to the compiler. */
 #pragma once
 
 #include <stdint.h>
@@ -9,8 +9,12 @@
 
 enum { LANES = 16 };
 
+#if defined(_WIN32) && defined(__AVX__) && defined(__GNUC__) && !defined(__clang__)
+#error "GCC for Windows keeps 32-byte values at 16-byte addresses: https://gcc.gnu.org/bugzilla/show_bug.cgi?id=54412"
+#endif
+
 #if defined(__AVX512VNNI__)
-/* ------------------------------------------------------------------------------------------------- AVX-512 with VNNI */
+/* ----------------------------------------------------------------------------------------------- AVX-512 with VNNI */
 #include <immintrin.h>
 typedef __m512i ints, bytes;
 typedef __m512 floats;
@@ -43,7 +47,7 @@ static inline floats load_half(const uint16_t *p) { return _mm512_cvtph_ps(_mm25
 static inline void prefetch(const void *p) { _mm_prefetch((const char *)p, _MM_HINT_T0); }
 
 #elif defined(__AVX2__)
-/* ------------------------------------------------------------------------------------- AVX2, with or without AVX-VNNI */
+/* ----------------------------------------------------------------------------------- AVX2, with or without AVX-VNNI */
 #include <immintrin.h>
 typedef struct {
     __m256i v[2];
@@ -66,8 +70,9 @@ static inline __m256i dot_part(__m256i sum, __m256i w, __m256i x) { return _mm25
 enum { OFFSET = 0 };
 static inline bytes shifted(bytes b) { return b; }
 static inline __m256i dot_part(__m256i sum, __m256i w, __m256i x) {
-    /* |x| * (w with x's sign): no pair of products exceeds 2 * 127 * 127, which 16 bits hold */
-    __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(x), _mm256_sign_epi8(w, x));
+    /* |w| * (x with w's sign): w may be -128, which has no counterpart, x is never; a pair of products stays within
+       2 * 128 * 127, which 16 bits hold */
+    __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
     return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 }
 #endif
@@ -82,7 +87,8 @@ static inline bytes low_nibbles(bytes b, bytes table) {
     return (bytes){{look_up(table.v[0], b.v[0]), look_up(table.v[0], b.v[1])}};
 }
 static inline bytes high_nibbles(bytes b, bytes table) {
-    return (bytes){{look_up(table.v[0], _mm256_srli_epi16(b.v[0], 4)), look_up(table.v[0], _mm256_srli_epi16(b.v[1], 4))}};
+    __m256i first = _mm256_srli_epi16(b.v[0], 4), second = _mm256_srli_epi16(b.v[1], 4);
+    return (bytes){{look_up(table.v[0], first), look_up(table.v[0], second)}};
 }
 static inline ints dot(ints sum, bytes w, int32_t x) {
     __m256i all = _mm256_set1_epi32(x);
@@ -195,7 +201,7 @@ static inline floats load_int8(const int8_t *p) {
 static inline floats load_half(const uint16_t *p) {
     floats r;
     EACH_LANE {
-        /* https://gist.github.com/rygorous/2156668: exponents moved by a product, which also serves subnormal numbers */
+        /* https://gist.github.com/rygorous/2156668: a product moves the exponent, and serves subnormal numbers too */
         uint32_t bits = (uint32_t)(p[i] & 0x7fff) << 13, sign = (uint32_t)(p[i] & 0x8000) << 16;
         float value, two_to_112 = 5.192296858534828e33f;
         memcpy(&value, &bits, 4);

@@ -40,17 +40,19 @@ static void give_way(void) { sched_yield(); }
 #define PAUSE() ((void)0)
 #endif
 
-enum { MOST_WORKERS = 255, SPINS = 20000 }; /* some 200 microseconds */
+enum { WORKER_BITS = 8, MOST_WORKERS = 255, SPINS = 20000 /* some 200 microseconds */ };
 
 static struct {
     Job job;
     const void *arguments;
     int64_t count, grain;
-    _Atomic int64_t next;    /* first item that nobody has taken */
-    atomic_int busy;     /* workers that have not finished this job */
-    atomic_uint serial;  /* of the job */
+    _Atomic int64_t next; /* first item that nobody has taken */
+    atomic_int busy;      /* workers that have not finished this job */
+    /* Number of the job, and in the low 8 bits how many workers take part in it. One word, since a worker that is late
+       and goes by another job's count would join a job that does not wait for it. */
+    atomic_uint ticket;
     atomic_int sleeping; /* workers */
-    atomic_int wanted;   /* workers that take part */
+    atomic_int wanted;   /* workers that take part in the next job */
     atomic_int started;
     Lock sleep_lock, caller_lock;
     Condition woken;
@@ -67,23 +69,23 @@ static void take_pieces(void) {
 
 static void await_job(unsigned seen) {
     for (int i = 0; i < SPINS; i++) {
-        if (atomic_load_explicit(&pool.serial, memory_order_acquire) != seen) return;
+        if (atomic_load_explicit(&pool.ticket, memory_order_acquire) != seen) return;
         PAUSE();
     }
     lock(&pool.sleep_lock);
     atomic_fetch_add(&pool.sleeping, 1);
-    while (atomic_load(&pool.serial) == seen) sleep_on(&pool.woken, &pool.sleep_lock);
+    while (atomic_load(&pool.ticket) == seen) sleep_on(&pool.woken, &pool.sleep_lock);
     atomic_fetch_sub(&pool.sleeping, 1);
     unlock(&pool.sleep_lock);
 }
 
 static void work(int number) {
-    unsigned seen = atomic_load(&pool.serial);
+    unsigned seen = atomic_load(&pool.ticket);
     atomic_fetch_add(&pool.started, 1); /* from here on it misses no job */
     for (;;) {
         await_job(seen);
-        seen = atomic_load(&pool.serial);
-        if (number < atomic_load(&pool.wanted)) {
+        seen = atomic_load(&pool.ticket);
+        if (number < (int)(seen & MOST_WORKERS)) {
             take_pieces();
             atomic_fetch_sub(&pool.busy, 1);
         }
@@ -125,22 +127,24 @@ EXPORT int set_threads(int count) {
 }
 
 void run_parallel(Job job, const void *arguments, int64_t count, int64_t grain) {
-    int workers = atomic_load(&pool.wanted);
-    if (workers == 0 || count <= grain || !try_lock(&pool.caller_lock)) {
+    if (atomic_load(&pool.wanted) == 0 || count <= grain || !try_lock(&pool.caller_lock)) {
         if (count > 0) job(arguments, 0, count);
         return;
     }
+    int workers = atomic_load(&pool.wanted);
     pool.job = job, pool.arguments = arguments, pool.count = count, pool.grain = grain;
     atomic_store(&pool.next, 0);
-    atomic_store(&pool.busy, atomic_load(&pool.wanted));
-    atomic_fetch_add(&pool.serial, 1);
+    atomic_store(&pool.busy, workers);
+    unsigned job_number = (atomic_load(&pool.ticket) >> WORKER_BITS) + 1;
+    atomic_store(&pool.ticket, job_number << WORKER_BITS | (unsigned)workers);
     if (atomic_load(&pool.sleeping)) {
         lock(&pool.sleep_lock);
         wake_all(&pool.woken);
         unlock(&pool.sleep_lock);
     }
     take_pieces();
-    for (int i = 0; atomic_load_explicit(&pool.busy, memory_order_acquire); i++)
-        i < SPINS ? PAUSE() : give_way();
+    for (int spins = 0; atomic_load_explicit(&pool.busy, memory_order_acquire);)
+        if (spins < SPINS) spins++, PAUSE();
+        else give_way();
     unlock(&pool.caller_lock);
 }
