@@ -109,7 +109,7 @@ class ModelShape:
         return int(quantized * STORED_BITS.get(bits, 0) / 8) + plain * item
 
     def full_house(
-        self, *, bits: int, item: int, gpu: bool, kernels: bool, slots: int, max_length: int, chunk: int
+        self, *, bits: int, item: int, gpu: bool, slots: int, max_length: int, chunk: int, kernels: bool = False
     ) -> int:
         """Bytes with every slot full and the longest step under way; ``item`` as in weight_bytes.
 

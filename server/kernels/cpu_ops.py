@@ -13,11 +13,10 @@ import torch
 
 from server.kernels.build import VARIANTS, NoKernels, load_library
 from server.kernels.ops import QuantWeight
-from server.kernels.quantize import GROUP_SIZE as GROUP
-from server.kernels.quantize import INT4_TABLE
+from server.kernels.quantize import GROUP_SIZE, INT4_TABLE
 from server.kernels.torch_ops import TorchOps
 
-TILE = 16  # rows that lie together in cpu/tiles.h
+TILE, GROUP = 16, 64  # rows and columns that lie together in cpu/tiles.h
 _MOST_DIM = 256  # values of a head that the attention kernel has room for
 
 
@@ -141,30 +140,31 @@ class CpuOps(TorchOps):
             return super().quantize(weight, bits)
         weight = weight.float().contiguous()
         rows, columns = weight.shape
-        groups = -(-columns // GROUP)
-        codes = torch.empty(rows, groups * GROUP // 2, dtype=torch.int8)
+        groups = -(-columns // GROUP_SIZE[4])
+        codes = torch.empty(rows, groups * GROUP_SIZE[4] // 2, dtype=torch.int8)
         scales = torch.empty(rows, groups)
         pointers = (tensor.data_ptr() for tensor in (weight, INT4_TABLE, codes, scales))
         self._run("quantize_int4", _Quantize(*pointers, rows, columns))
-        return QuantWeight(codes, scales, 4, GROUP, columns, INT4_TABLE)
+        return QuantWeight(codes, scales, 4, GROUP_SIZE[4], columns, INT4_TABLE)
 
     def prepare(self, weight: QuantWeight) -> TiledWeight | QuantWeight:
         groups = -(-weight.in_features // GROUP)
-        one_scale = weight.scales.shape[1] == 1
-        if not one_scale and weight.group_size != GROUP:
+        stored = weight.scales.shape[1]
+        if stored > 1 and weight.group_size != GROUP_SIZE[weight.bits]:
             return weight
         tiles = -(-weight.out_features // TILE)
         codes = torch.zeros(weight.out_features, groups * GROUP * weight.bits // 8, dtype=torch.int8)
         codes[:, : weight.codes.shape[1]] = weight.codes
         packed = torch.empty(tiles * groups * GROUP * TILE * weight.bits // 8, dtype=torch.uint8)
         self._run("pack", _Pack(codes.data_ptr(), packed.data_ptr(), weight.out_features, groups, weight.bits))
-        scales = torch.zeros(tiles * TILE, groups)
-        scales[: weight.out_features] = weight.scales
+        per_row = groups * GROUP // GROUP_SIZE[weight.bits]
+        scales = torch.zeros(tiles * TILE, per_row)
+        scales[: weight.out_features, : per_row if stored == 1 else stored] = weight.scales
         row_scales = None
         if weight.bits == 4:
             row_scales = scales.abs().amax(1) / 127
             scales = torch.where(row_scales.unsqueeze(1) == 0, 0, scales / row_scales.unsqueeze(1)).round()
-        tiled = scales.view(tiles, TILE, groups).transpose(1, 2).contiguous()
+        tiled = scales.view(tiles, TILE, per_row).transpose(1, 2).contiguous()
         tiled = tiled.to(torch.int8 if weight.bits == 4 else torch.float16)
         return TiledWeight(packed, tiled, row_scales, weight.table, weight.in_features, weight.out_features)
 
@@ -178,7 +178,7 @@ class CpuOps(TorchOps):
             raise ValueError(f"{list(x.shape)} times a matrix of {weight.out_features} x {weight.in_features}")
         y = x.new_empty(rows, weight.out_features)
         quantized = torch.empty(rows, groups * GROUP, dtype=torch.int8)
-        x_scales, x_offsets = torch.empty(2, rows, groups)  # the kernel fills the second with int32
+        x_scales, x_offsets = torch.empty(rows, groups), torch.empty(rows, groups, 2, dtype=torch.int32)
         given = (weight.codes, weight.scales, weight.row_scales, weight.table, bias, x, y)
         pointers = [None if tensor is None else tensor.data_ptr() for tensor in given]
         scratch = [tensor.data_ptr() for tensor in (quantized, x_scales, x_offsets)]

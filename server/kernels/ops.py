@@ -19,7 +19,7 @@ class QuantWeight:
     * 4 bits: places in ``table`` int8 [16]; [out_features, groups * group_size / 2], byte k holds column 2k in its high
       and column 2k + 1 in its low nibble (the packing of the official ChatGLM int4 checkpoints).
 
-    ``scales`` is float32 [out_features, groups]. An official checkpoint has one group per row.
+    ``scales`` [out_features, groups] is float32, or float16 for 8 bits. An official checkpoint has one group per row.
     """
 
     codes: torch.Tensor

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 
 from server.kernels.ops import QuantWeight
 
-GROUP_SIZE = 64  # columns that share a scale
-# The values of a 4-bit code: those that leave normally distributed weights, in groups of 64 and each group scaled as
+GROUP_SIZE = {4: 64, 8: 32}  # columns that share a scale, by bits
+# The values of a 4-bit code: those that leave normally distributed weights, in such groups and each group scaled as
 # below, the least squared error (Lloyd's algorithm, rounded to int8). Denser around 0 than even steps.
 INT4_TABLE = torch.tensor([-127, -98, -78, -61, -46, -33, -21, -10, 1, 13, 24, 37, 50, 65, 83, 107], dtype=torch.int8)
 _CANDIDATES = [0.7 + 0.065 * i for i in range(8)]  # scales that are tried, as shares of the one for the largest value
@@ -18,26 +18,31 @@ _BLOCK_VALUES = 1 << 18
 
 
 def quantize(weight: torch.Tensor, bits: int) -> QuantWeight:
-    """Quantize a floating point matrix [out, in] in groups of 64 along its rows.
+    """Quantize a floating point matrix [out, in] in groups along its rows.
 
-    8 bits: scale = max|w| / 127 in float16, 8.25 bits per weight. 4 bits: codes are places in ``INT4_TABLE``; a group's
-    scale is the one among several that leaves the least squared error, rounded to a multiple (-127 .. 127) of the row's
-    largest / 127, so that it takes 8 bits to store: 4.125 bits per weight. Where ``in`` is no multiple of 64, the last
-    group is filled up with zeros. A NaN or an infinity makes its group NaN, or its row where it has 4 bits.
+    8 bits: groups of 32, scale = max|w| / 127 in float16, 8.5 bits per weight, as llama.cpp's Q8_0.
+
+    4 bits: groups of 64, codes are places in ``INT4_TABLE``; a group's scale is the one among several that leaves the
+    least squared error, rounded to a multiple (-127 .. 127) of the row's largest / 127, so that it takes 8 bits to
+    store: 4.125 bits per weight.
+
+    Where ``in`` is no multiple of the group, the last one is filled up with zeros. A NaN or an infinity makes its group
+    NaN, or its row where it has 4 bits.
     """
     rows, columns = weight.shape
-    groups = -(-columns // GROUP_SIZE)
-    codes = torch.empty(rows, groups * GROUP_SIZE * bits // 8, dtype=torch.int8, device=weight.device)
-    scales = torch.empty(rows, groups, device=weight.device)
+    size = GROUP_SIZE[bits]
+    groups = -(-columns // size)
+    codes = torch.empty(rows, groups * size * bits // 8, dtype=torch.int8, device=weight.device)
+    scales = torch.empty(rows, groups, dtype=torch.float16 if bits == 8 else torch.float32, device=weight.device)
     fit = _fit_int8 if bits == 8 else _fit_int4
     step = max(1, _BLOCK_VALUES // columns)
     for start in range(0, rows, step):
         block = slice(start, start + step)
-        padded = F.pad(weight[block].float(), (0, groups * GROUP_SIZE - columns))
-        q, scales[block] = fit(padded.view(-1, groups, GROUP_SIZE))
+        padded = F.pad(weight[block].float(), (0, groups * size - columns))
+        q, scales[block] = fit(padded.view(-1, groups, size))
         q = q.flatten(1)
         codes[block] = q if bits == 8 else pack_int4(q)
-    return QuantWeight(codes, scales, bits, GROUP_SIZE, columns, INT4_TABLE if bits == 4 else None)
+    return QuantWeight(codes, scales, bits, size, columns, INT4_TABLE if bits == 4 else None)
 
 
 def pack_int4(codes: torch.Tensor) -> torch.Tensor:
@@ -46,7 +51,7 @@ def pack_int4(codes: torch.Tensor) -> torch.Tensor:
 
 
 def _fit_int8(groups: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Codes int8 and scales float32, which float16 can hold, of float32 groups [rows, groups, size]."""
+    """Codes int8 and scales, which float16 can hold, of float32 groups [rows, groups, size]."""
     scale = (groups.abs().amax(-1) / 127).to(torch.float16).float()
     scale = torch.where(scale.isfinite(), scale, torch.nan)
     codes = (groups * _inverse(scale)).round_().clamp_(-127, 127)

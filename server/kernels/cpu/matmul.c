@@ -7,7 +7,7 @@
 #include "tiles.h"
 #include "variant.h"
 
-enum { QUADS = GROUP / 4, TILES_AT_ONCE = 4, ROWS_AT_ONCE = 8, BLOCK_ROWS = 64 };
+enum { HALF = GROUP / 2, QUADS = GROUP / 4, TILES_AT_ONCE = 4, ROWS_AT_ONCE = 8, BLOCK_ROWS = 64 };
 
 typedef int32_t __attribute__((may_alias)) Quad; /* four values of x */
 
@@ -22,17 +22,29 @@ typedef struct {
     int64_t M, K, N;
     int8_t *quantized;   /* [M][groups][64]; space for the three */
     float *x_scales;     /* [M][groups] */
-    int32_t *x_offsets;  /* [M][groups]: what the weights' offset adds to each sum, negated */
+    int32_t *x_offsets;  /* [M][groups][2 halves]: what the weights' offset adds to each sum, negated */
 } Linear;
 
 static inline int64_t groups_of(const Linear *m) { return (m->K + GROUP - 1) / GROUP; }
 
 /* ------------------------------------------------------------------------------------------------------ activations */
 
+/* Codes and their sum. */
+static ALWAYS_INLINE int32_t encode_activations(const float *x, int64_t count, float inverse, int8_t *q) {
+    int32_t sum = 0;
+    for (int64_t i = 0; i < count; i++) {
+        float scaled = x[i] * inverse;
+        int8_t value = (int8_t)(int32_t)(scaled + (scaled < 0 ? -0.5f : 0.5f));
+        q[i] = value;
+        sum += value;
+    }
+    return sum;
+}
+
 /* One group of x. A NaN or an infinity in it makes the scale NaN, so that it reaches y; values too small to divide 127
    by count as 0. */
-static void quantize_activations(const float *x, int64_t count, int8_t *q, float *scale, int32_t *offset) {
-    int32_t most = 0, sum = 0; /* magnitudes of floats are ordered like their bits, with infinity and NaN at the top */
+static void quantize_activations(const float *x, int64_t count, int8_t *q, float *scale, int32_t *offsets) {
+    int32_t most = 0; /* magnitudes of floats are ordered like their bits, with infinity and NaN at the top */
     for (int64_t i = 0; i < count; i++) {
         int32_t bits;
         memcpy(&bits, x + i, sizeof bits);
@@ -41,22 +53,17 @@ static void quantize_activations(const float *x, int64_t count, int8_t *q, float
     }
     float largest;
     memcpy(&largest, &most, sizeof largest);
+    if (count < GROUP || most >= 0x7f800000) memset(q, 0, GROUP);
     if (most >= 0x7f800000) {
-        memset(q, 0, GROUP);
         *scale = __builtin_nanf("");
-        *offset = 0;
+        offsets[0] = offsets[1] = 0;
         return;
     }
     float inverse = largest > 1e-36f ? 127 / largest : 0;
-    for (int64_t i = 0; i < count; i++) {
-        float scaled = x[i] * inverse;
-        int8_t value = (int8_t)(int32_t)(scaled + (scaled < 0 ? -0.5f : 0.5f));
-        q[i] = value;
-        sum += value;
-    }
-    if (count < GROUP) memset(q + count, 0, (size_t)(GROUP - count));
+    int64_t first = count < HALF ? count : HALF;
+    offsets[0] = -OFFSET * encode_activations(x, first, inverse, q);
+    offsets[1] = -OFFSET * encode_activations(x + first, count - first, inverse, q + first);
     *scale = largest / 127;
-    *offset = -OFFSET * sum;
 }
 
 static void quantize_x(const void *arguments, int64_t begin, int64_t end) {
@@ -66,7 +73,7 @@ static void quantize_x(const void *arguments, int64_t begin, int64_t end) {
         for (int64_t g = 0; g < groups; g++) {
             int64_t at = row * groups + g, left = m->K - g * GROUP;
             quantize_activations(m->x + row * m->K + g * GROUP, left < GROUP ? left : GROUP, m->quantized + at * GROUP,
-                                 m->x_scales + at, m->x_offsets + at);
+                                 m->x_scales + at, m->x_offsets + 2 * at);
         }
 }
 
@@ -89,6 +96,14 @@ static ALWAYS_INLINE void unpack(const uint8_t *codes, bytes table, int bits, by
     }
 }
 
+/* One row of y in the columns of one tile. */
+static ALWAYS_INLINE void store_sums(const Linear *m, int64_t tile, int64_t row, floats sums, int bits) {
+    int64_t column = tile * LANES, count = m->N - column < LANES ? m->N - column : LANES;
+    float y[LANES], *out = m->y + row * m->N + column;
+    store_floats(y, bits == 4 ? mul(sums, load_floats(m->row_scales + column)) : sums);
+    for (int64_t i = 0; i < count; i++) out[i] = y[i] + (m->bias ? m->bias[column + i] : 0);
+}
+
 /* `rows` rows of x, from `row` on, times one tile; rows and bits are constants of the caller's. */
 static ALWAYS_INLINE void multiply(const Linear *m, int64_t tile, int64_t row, int rows, int bits) {
     int64_t groups = groups_of(m), size = GROUP * LANES * bits / 8;
@@ -100,27 +115,24 @@ static ALWAYS_INLINE void multiply(const Linear *m, int64_t tile, int64_t row, i
         bytes w[QUADS];
         unpack(codes, table, bits, w);
         int64_t at = (tile * groups + g) * LANES;
-        floats scale =
-            bits == 4 ? load_int8((const int8_t *)m->scales + at) : load_half((const uint16_t *)m->scales + at);
+        const uint16_t *halves = (const uint16_t *)m->scales + 2 * at;
+        floats scale = bits == 4 ? load_int8((const int8_t *)m->scales + at) : load_half(halves);
+        floats second_scale = bits == 4 ? scale : load_half(halves + LANES);
         for (int r = 0; r < rows; r++) {
             int64_t of_x = (row + r) * groups + g;
             const Quad *x = (const Quad *)(m->quantized + of_x * GROUP);
-            ints even = ints_of(m->x_offsets[of_x]), odd = ints_of(0); /* two chains: a dot takes a few cycles */
-            for (int q = 0; q < QUADS; q += 2) {
-                even = dot(even, w[q], x[q]);
-                odd = dot(odd, w[q + 1], x[q + 1]);
+            ints first = ints_of(m->x_offsets[2 * of_x]), second = ints_of(m->x_offsets[2 * of_x + 1]);
+            for (int q = 0; q < QUADS / 2; q++) { /* two chains: a dot takes a few cycles */
+                first = dot(first, w[q], x[q]);
+                second = dot(second, w[q + QUADS / 2], x[q + QUADS / 2]);
             }
-            sums[r] = mul_add(to_floats(ints_add(even, odd)), mul(scale, floats_of(m->x_scales[of_x])), sums[r]);
+            floats x_scale = floats_of(m->x_scales[of_x]);
+            if (bits == 4) first = ints_add(first, second);
+            else sums[r] = mul_add(to_floats(second), mul(second_scale, x_scale), sums[r]);
+            sums[r] = mul_add(to_floats(first), mul(scale, x_scale), sums[r]);
         }
     }
-    int64_t column = tile * LANES, count = m->N - column < LANES ? m->N - column : LANES;
-    for (int r = 0; r < rows; r++) {
-        float y[LANES];
-        floats sum = bits == 4 ? mul(sums[r], load_floats(m->row_scales + column)) : sums[r];
-        store_floats(y, sum);
-        float *out = m->y + (row + r) * m->N + column;
-        for (int64_t i = 0; i < count; i++) out[i] = y[i] + (m->bias ? m->bias[column + i] : 0);
-    }
+    for (int r = 0; r < rows; r++) store_sums(m, tile, row + r, sums[r], bits);
 }
 
 static ALWAYS_INLINE void multiply_rows(const Linear *m, int64_t tile, int bits) {
@@ -149,7 +161,7 @@ EXPORT void NAMED(linear)(const Linear *m) {
         block.y += row * m->N;
         block.quantized += row * groups * GROUP;
         block.x_scales += row * groups;
-        block.x_offsets += row * groups;
+        block.x_offsets += 2 * row * groups;
         run_parallel(multiply_tiles, &block, tiles, TILES_AT_ONCE);
     }
 }
