@@ -193,7 +193,7 @@ def _on_cpu(hardware: Hardware, shape: ModelShape, config: Config, warnings: tup
     free = Note(f"空闲内存 {_gib(hardware.ram_available)}", f"{_gib(hardware.ram_available)} of memory is free")
     asked = config.quantize or (TIERS[config.profile].bits if config.profile in GPU_TIERS else None)
     stored = shape.stored_bits if shape.stored_bits < 16 else None
-    if not hardware.kernels:
+    if not hardware.kernels and asked != 16:
         warnings = (*warnings, _NO_COMPILER)
     order = KERNEL_BITS if hardware.kernels else TORCH_BITS
     for bits in (stored or asked,) if stored or asked else order:
