@@ -44,7 +44,8 @@ static inline floats load_int8(const int8_t *p) {
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)));
 }
 static inline floats load_half(const uint16_t *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }
-static inline void prefetch(const void *p) { _mm_prefetch((const char *)p, _MM_HINT_T0); }
+/* no function: GCC 12 takes one that does nothing else for one that does nothing */
+#define prefetch(p) _mm_prefetch((const char *)(p), _MM_HINT_T0)
 
 #elif defined(__AVX2__)
 /* ----------------------------------------------------------------------------------- AVX2, with or without AVX-VNNI */
@@ -119,7 +120,8 @@ static inline floats load_half(const uint16_t *p) {
     const __m128i *halves = (const __m128i *)p;
     return (floats){{_mm256_cvtph_ps(_mm_loadu_si128(halves)), _mm256_cvtph_ps(_mm_loadu_si128(halves + 1))}};
 }
-static inline void prefetch(const void *p) { _mm_prefetch((const char *)p, _MM_HINT_T0); }
+/* no function: GCC 12 takes one that does nothing else for one that does nothing */
+#define prefetch(p) _mm_prefetch((const char *)(p), _MM_HINT_T0)
 
 #else
 /* --------------------------------------------------------------------------------------------------------- plain C */
@@ -213,6 +215,6 @@ static inline floats load_half(const uint16_t *p) {
     }
     return r;
 }
-static inline void prefetch(const void *p) { (void)p; }
+#define prefetch(p) ((void)(p))
 #undef EACH_LANE
 #endif
