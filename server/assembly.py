@@ -8,14 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from server.adapters import check_adapters, with_prefix
+from server.adapters import check_adapters, check_model, with_prefix
 from server.config import ROOT, Config
 from server.core import Engine
 from server.download import SENTENCE, ensure_edition, ensure_model
 from server.download.folder import DEFAULT_MODEL, locate
 from server.errors import StartupError
 from server.hardware import probe
-from server.models.generations import check_folder
+from server.models.generations import AUTO, TITLES, Told, check_folder, tell_folder
 from server.profiles import LaunchProfile, ModelShape, choose
 
 if TYPE_CHECKING:
@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 def prepare(config: Config) -> tuple[Path, LaunchProfile]:
     """The model's folder, downloaded if it is missing, and how to run it on this machine."""
     check_adapters(config)
-    if config.family == "auto":
-        check_folder(locate(config.model or DEFAULT_MODEL, ROOT))  # before asking for files that such a model has not
+    given = locate(config.model or DEFAULT_MODEL, ROOT)
+    check_folder(given, config.family)  # before asking for files that such a model has not
+    check_model(given)
     folder = ensure_edition(config)
     return folder, choose(probe(ROOT), with_prefix(ModelShape.from_folder(folder), config.ptuning), config)
 
@@ -137,10 +138,7 @@ def speaker(config: Config) -> Callable[[str, str], None]:
 def print_choice(say: Callable[[str, str], None], config: Config, folder: Path, profile: LaunchProfile) -> None:
     """Which model runs, and how."""
     needs, length = f"{profile.needs / 2**30:.1f} GiB", profile.max_length
-    say(f"模型：{folder}", f"model: {folder}")
-    for name, adapter in (("P-Tuning", config.ptuning), ("LoRA", config.lora)):
-        if adapter:
-            say(f"{name}：{adapter}", f"{name}: {adapter}")
+    _print_model(say, config, folder)
     zh, en = ("不量化", "not quantized") if profile.bits == 16 else (f"int{profile.bits}", f"int{profile.bits}")
     say(
         f"档位：{profile.name}（{zh}，{profile.dtype}，设备 {profile.device}，约需内存 {needs}），"
@@ -155,6 +153,23 @@ def print_choice(say: Callable[[str, str], None], config: Config, folder: Path, 
         f"{profile.kept}; CPU threads: {profile.threads}",
     )
     print_warnings(say, profile)
+
+
+def _print_model(say: Callable[[str, str], None], config: Config, folder: Path) -> None:
+    """The model's folder and generation, and what was trained beside it."""
+    told = tell_folder(folder) if config.family == AUTO else Told(config.family)
+    title = TITLES[told.family]
+    say(f"模型：{folder}（{title}）", f"model: {folder} ({title})")
+    if told.guessed:
+        say(f"注意：模型文件夹里没有说明是哪一代，按 {title} 运行；如果是另一代，请用 --family 指明",
+            f"note: nothing in the model's folder says which generation it is of, so it runs as {title}; if it is "
+            "another one, name that with --family")
+    own = 0 if config.ptuning else ModelShape.from_folder(folder).prefix
+    if own:
+        say(f"P-Tuning：模型自带的前缀，{own} 个 token", f"P-Tuning: the model's own prefix of {own} tokens")
+    for name, adapter in (("P-Tuning", config.ptuning), ("LoRA", config.lora)):
+        if adapter:
+            say(f"{name}：{adapter}", f"{name}: {adapter}")
 
 
 def print_warnings(say: Callable[[str, str], None], profile: LaunchProfile) -> None:

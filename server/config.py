@@ -69,7 +69,10 @@ class Config:
         en="model: a name under THUDM or a folder; demo is the small one that comes along; auto is THUDM/chatglm2-6b, "
         "or its int4 edition where it would be downloaded to run in 4 bits")
     family: str = option("auto", choice("auto", "chatglm", "chatglm2", "chatglm3", "codegeex2"),
-        zh="模型是哪一代（auto 看模型文件夹）", en="the model's generation (auto looks at its folder)")
+        zh="模型是哪一代：chatglm 即 ChatGLM-6B，chatglm2 即 ChatGLM2-6B，chatglm3 即 ChatGLM3-6B，"
+        "codegeex2 即 CodeGeeX2-6B；auto 看模型文件夹",
+        en="the model's generation: chatglm means ChatGLM-6B, chatglm2 ChatGLM2-6B, chatglm3 ChatGLM3-6B, codegeex2 "
+        "CodeGeeX2-6B; auto looks at its folder")
     ptuning: Path | None = option(None, FOLDER,  # noqa: RUF009
         zh="P-Tuning v2 训练出的 checkpoint 文件夹，放在模型前面",
         en="folder of a P-Tuning v2 checkpoint, which goes in front of the model")

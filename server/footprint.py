@@ -18,6 +18,10 @@ GPU_RUNTIME = int(0.6 * GiB)
 CPU_RUNTIME = int(0.5 * GiB)
 
 
+class _NoNumber(Exception):
+    """A field that must be a positive whole number and is something else: its name and what it is."""
+
+
 @dataclass(frozen=True)
 class ModelShape:
     """What a model's memory depends on; counts are values, not bytes."""
@@ -31,44 +35,49 @@ class ModelShape:
     kv: int  # that one token leaves in the cache
     seq_length: int  # positions that the model knows
     stored_bits: int = 16  # 4 or 8 if the checkpoint itself is quantized
-    stored_tables: bool = False  # if its embedding is too: one matrix with the output's, counted there
+    stored_tables: bool = False  # if its embedding is too
+    tied: bool = False  # embedding and output are one matrix, until the output alone is quantized here
     prefix: int = 0  # P-tuning tokens, in front of every slot of the cache
     causal_prompt: bool = True  # False: read whole and in both directions, so nothing cached serves another prompt
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> ModelShape:
-        """From a config.json of any generation; raises KeyError for a field that is missing."""
+        """From a config.json of any generation; raises KeyError for a field that is missing.
+
+        A number that is written as text, or is none, raises an error of this module, which ``from_folder`` words.
+        """
         return cls._of_chatglm(config) if "inner_hidden_size" in config else cls._of_chatglm2(config)
 
     @classmethod
     def _of_chatglm(cls, config: Mapping[str, Any]) -> ModelShape:
-        depth, hidden, ffn = config["num_layers"], config["hidden_size"], config["inner_hidden_size"]
+        depth, hidden, ffn = (_number(config, name) for name in ("num_layers", "hidden_size", "inner_hidden_size"))
         matrices = (3 * hidden * hidden, hidden * hidden, ffn * hidden, ffn * hidden)
-        table = config["vocab_size"] * hidden
-        shared = bool(config.get("quantization_bit") and config.get("quantization_embeddings"))
+        table = _number(config, "vocab_size") * hidden
+        stored_bits = _number(config, "quantization_bit", none=16)
         return cls(
             layers=depth * sum(matrices),
             output=table,
-            rest=(0 if shared else table) + depth * (9 * hidden + ffn) + 2 * hidden,
+            rest=table + depth * (9 * hidden + ffn) + 2 * hidden,
             widest=max(matrices),
             ffn=ffn,
-            heads=config["num_attention_heads"],
+            heads=_number(config, "num_attention_heads"),
             kv=2 * depth * hidden,
-            seq_length=config["max_sequence_length"],
-            stored_bits=config.get("quantization_bit") or 16,
-            stored_tables=shared,
-            prefix=config.get("pre_seq_len") or 0,
+            seq_length=_number(config, "max_sequence_length"),
+            stored_bits=stored_bits,
+            stored_tables=stored_bits < 16 and bool(config.get("quantization_embeddings")),
+            tied=True,
+            prefix=_number(config, "pre_seq_len", none=0),
             causal_prompt=False,
         )
 
     @classmethod
     def _of_chatglm2(cls, config: Mapping[str, Any]) -> ModelShape:
-        depth, hidden, ffn = config["num_layers"], config["hidden_size"], config["ffn_hidden_size"]
-        heads, head_dim = config["num_attention_heads"], config["kv_channels"]
-        groups = config.get("multi_query_group_num", 1) if config.get("multi_query_attention") else heads
+        depth, hidden, ffn = (_number(config, name) for name in ("num_layers", "hidden_size", "ffn_hidden_size"))
+        heads, head_dim = _number(config, "num_attention_heads"), _number(config, "kv_channels")
+        groups = _number(config, "multi_query_group_num", none=1) if config.get("multi_query_attention") else heads
         qkv = (heads + 2 * groups) * head_dim
         matrices = (qkv * hidden, heads * head_dim * hidden, 2 * ffn * hidden, ffn * hidden)
-        table = config["padded_vocab_size"] * hidden
+        table = _number(config, "padded_vocab_size") * hidden
         return cls(
             layers=depth * sum(matrices),
             output=table,
@@ -77,9 +86,9 @@ class ModelShape:
             ffn=2 * ffn,
             heads=heads,
             kv=2 * depth * groups * head_dim,
-            seq_length=config.get("seq_length", 2048),
-            stored_bits=config.get("quantization_bit") or 16,
-            prefix=config.get("pre_seq_len") or 0,
+            seq_length=_number(config, "seq_length", none=2048),
+            stored_bits=_number(config, "quantization_bit", none=16),
+            prefix=_number(config, "pre_seq_len", none=0),
         )
 
     @classmethod
@@ -87,10 +96,16 @@ class ModelShape:
         """Raises ModelError naming the file or the field."""
         path = folder / "config.json"
         try:
-            return cls.from_config(json.loads(path.read_text(encoding="utf-8")))
+            return cls.from_config(json.loads(path.read_bytes()))
         except (OSError, ValueError, TypeError) as error:
             raise ModelError(f"读不了 {path}（{error}）：请重新下载这个模型。",
                              f"Cannot read {path} ({error}): download the model again.") from None
+        except _NoNumber as error:
+            name, value = error.args
+            raise ModelError(
+                f"{path} 的 {name} 是 {value!r}，应为正整数（不加引号）：请改正，或换官方的 config.json。",
+                f"{path}: {name} is {value!r}, it must be a positive whole number without quotes; correct it, or use "
+                "the model's official config.json.", param=name) from None
         except KeyError as error:
             raise ModelError(f"{path} 里没有 {error} 一项，不是 ChatGLM 的模型。",
                              f"{path} has no {error}: not a ChatGLM model.") from None
@@ -106,6 +121,8 @@ class ModelShape:
         if self.keeps_output:
             quantized = self.layers
         plain = self.layers + self.output + self.rest - quantized
+        if self.tied and (bits == 16 or self.stored_bits < 16):  # our own codes are of the output alone
+            plain -= self.output
         return int(quantized * STORED_BITS.get(bits, 0) / 8) + plain * item
 
     def full_house(
@@ -127,3 +144,11 @@ class ModelShape:
         scores = chunk * length * self.heads * 8  # float32, before and after softmax
         unpacked = 0 if bits == 16 else self.widest * (1 + 2 * item)  # one matrix of a layer at a time
         return self.weight_bytes(bits, item) + cache + scores + activations + unpacked + runtime
+
+
+def _number(config: Mapping[str, Any], name: str, *, none: int | None = None) -> int:
+    """A positive whole number; ``none`` is what a field says that is missing, null, or 0, where it may be."""
+    value = config[name] if none is None else config.get(name) or none
+    if type(value) is not int or (value < 1 and value != none):
+        raise _NoNumber(name, value)
+    return value

@@ -38,6 +38,15 @@ def test_commands_are_accepted(command):
         parse(words[1:], env={})
 
 
+def test_the_configuration_file_in_the_text_is_read(tmp_path):
+    """As a user types it: Windows' paths are what they look like."""
+    (block,) = re.findall(r"```toml\n(.*?)```", README, re.DOTALL)
+    (tmp_path / "config.toml").write_text(block, encoding="utf-8")
+    config = parse([], env={}, root=tmp_path)
+    assert config.model == r"D:\模型\chatglm-6b"
+    assert str(config.ptuning).endswith(r"D:\训练\output\checkpoint-3000")
+
+
 def test_options_in_the_text_exist():
     options = set(re.findall(r"(--[a-z][a-z-]+)", README))
     known = set(re.findall(r"(--[a-z][a-z-]+)", _help()))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from server.config import Config
-from server.download.editions import INT4, Choice, Editions, choose_edition, find_editions
+from server.download.editions import INT4, SHAPES, Choice, Editions, choose_edition, find_editions
 from server.download.folder import CHAT, DEFAULT_MODEL
 from server.errors import StartupError
 from server.footprint import ModelShape
@@ -210,7 +210,10 @@ def test_what_is_begun_is_gone_on_with():
 
 def test_lora_is_merged_into_the_full_model():
     for has_small in (False, True):
-        assert choose_edition(editions(has_small), machine(6), Config(lora=Path("adapter"))).name == FULL
+        for model in (None, FULL):
+            config = Config(model=model, lora=Path("adapter"))
+            assert choose_edition(editions(has_small), machine(6), config) == Choice(FULL)
+    assert choose_edition(editions(), machine(6), Config(model=FULL)).said  # which without an adapter is recommended
 
 
 @pytest.mark.parametrize(
@@ -246,13 +249,35 @@ def test_only_a_folder_of_ours_has_editions(tmp_path):
     assert find_editions(FULL, tmp_path) is None
 
 
-def test_every_edition_is_known_to_the_hub():
-    assert {*INT4, *(small for small, _ in INT4.values())} <= set(CHAT.repositories)
-    assert {name for name in CHAT.repositories if name.endswith("-int4")} == {small for small, _ in INT4.values()}
+def test_every_published_model_has_a_shape():
+    assert set(SHAPES) == set(CHAT.repositories)
+    assert {name for name in SHAPES if name.endswith("-int4")} == set(INT4.values())
+    for name, shape in SHAPES.items():
+        bits = re.search(r"-int(\d)", name)
+        assert shape.stored_bits == (int(bits[1]) if bits else 16)
+        assert shape.causal_prompt == (not name.startswith("chatglm-6b"))
 
 
-@pytest.mark.parametrize("name", INT4)
+@pytest.mark.parametrize("name", SHAPES)
 def test_shapes_are_those_of_the_official_config_json(name):
     file = {"chatglm2-6b": "chatglm2-6b-first-release"}.get(name, name)
     config = json.loads(oracle_file("configs", f"{file}.json").read_text(encoding="utf-8"))
-    assert INT4[name][1] == ModelShape.from_config(config)
+    assert SHAPES[name] == ModelShape.from_config(config)
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "said"),
+    [
+        ("chatglm-6b-int4", ["-q", "8"], "stored in 4 bits, -q 8"),
+        ("chatglm-6b-int8", ["-q", "4"], "stored in 8 bits, -q 4"),
+        (SMALL, ["-q", "16"], "stored in 4 bits, -q 16"),
+        ("chatglm3-6b", ["--max-length", "9000"], "this model knows 8192 tokens"),
+        ("chatglm-6b", ["--max-length", "4096"], "this model knows 2048 tokens"),
+    ],
+    ids=str,
+)
+def test_what_is_impossible_is_refused_before_the_download(model, options, said, hub, tmp_path):
+    process = start(tmp_path, hub.url, *ON_CPU, "--language", "en", *options, "--model", model, script=SCRIPT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 2 and said in err, out + err
+    assert not hub.requests

@@ -42,7 +42,10 @@ def test_shape_of_the_first_generation():
     assert shape.kv * 2 == 448 * 1024
     linear = 3 * 4096**2 + 4096**2 + 2 * 4096 * 16384
     vectors = 13 * 4096  # biases and norms of a layer
-    assert shape.weight_bytes(16, 2) == 2 * (28 * (linear + vectors) + 2 * 4096 + 2 * 130528 * 4096)
+    table, rest = 130528 * 4096, 28 * vectors + 2 * 4096
+    # embedding and output matrix are one, and two only where the output is quantized here
+    assert shape.weight_bytes(16, 2) == 2 * (28 * linear + rest + table)
+    assert shape.weight_bytes(8, 2) == (28 * linear + table) * 17 // 16 + 2 * (rest + table)
 
 
 def test_prompts_that_are_read_whole_need_room_for_all_their_rows():
@@ -248,9 +251,35 @@ def test_damaged_config_json(content, said, tmp_path):
         ModelShape.from_folder(tmp_path)
 
 
-def test_shape_from_folder(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps(CHATGLM2_6B))
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_shape_from_folder(encoding, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(CHATGLM2_6B), encoding=encoding)
     assert ModelShape.from_folder(tmp_path) == SHAPE
+
+
+@pytest.mark.parametrize(
+    ("config", "name", "value"),
+    [
+        (CHATGLM2_6B, "num_layers", "28"),
+        (CHATGLM2_6B, "seq_length", "32768"),
+        (CHATGLM2_6B, "padded_vocab_size", 0),
+        (CHATGLM2_6B, "quantization_bit", "4"),
+        (CHATGLM2_6B, "multi_query_group_num", [2]),
+        (CHATGLM_6B, "quantization_bit", "4"),
+        (CHATGLM_6B, "pre_seq_len", "128"),
+        (CHATGLM_6B, "pre_seq_len", -1),
+        (CHATGLM_6B, "max_sequence_length", 2048.5),
+        (CHATGLM_6B, "inner_hidden_size", True),
+    ],
+    ids=str,
+)
+def test_a_number_that_is_none_is_named(config, name, value, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({**config, name: value}))
+    with pytest.raises(ModelError) as caught:
+        ModelShape.from_folder(tmp_path)
+    for text in (caught.value.zh, caught.value.en):
+        assert f"{tmp_path / 'config.json'}" in text and name in text and repr(value) in text
+    assert caught.value.param == name
 
 
 def test_a_tuned_prefix_is_in_every_slot():
@@ -267,7 +296,7 @@ def test_quantized_embedding_is_counted_once():
     both = ModelShape.from_config({**config, "quantization_embeddings": True}).weight_bytes(4, 2)
     vectors = 2 * (28 * 13 * 4096 + 2 * 4096)
     assert both == int((matrix + table) * 4.5 / 8) + vectors
-    assert ModelShape.from_config(config).weight_bytes(4, 2) == int(matrix * 4.5 / 8) + vectors + 2 * 2 * table
+    assert ModelShape.from_config(config).weight_bytes(4, 2) == int(matrix * 4.5 / 8) + vectors + 2 * table
 
 
 def cache_bytes(profile, slots) -> int:

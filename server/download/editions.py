@@ -23,13 +23,23 @@ _CHATGLM2 = ModelShape.from_config({
     "num_layers": 28, "hidden_size": 4096, "ffn_hidden_size": 13696, "num_attention_heads": 32, "kv_channels": 128,
     "multi_query_attention": True, "multi_query_group_num": 2, "padded_vocab_size": 65024, "seq_length": 32768,
 })  # fmt: skip
-# full model -> its official int4 edition, and its own shape
-INT4 = {
-    "chatglm-6b": ("chatglm-6b-int4", _CHATGLM),
-    "chatglm2-6b": ("chatglm2-6b-int4", _CHATGLM2),
-    "chatglm2-6b-32k": ("chatglm2-6b-32k-int4", _CHATGLM2),
-    "codegeex2-6b": ("codegeex2-6b-int4", replace(_CHATGLM2, seq_length=8192)),
+_SHORT = replace(_CHATGLM2, seq_length=8192)
+SHAPES = {
+    "chatglm-6b": _CHATGLM,
+    "chatglm-6b-int8": replace(_CHATGLM, stored_bits=8),
+    "chatglm-6b-int4": replace(_CHATGLM, stored_bits=4),
+    "chatglm2-6b": _CHATGLM2,
+    "chatglm2-6b-int4": replace(_CHATGLM2, stored_bits=4),
+    "chatglm2-6b-32k": _CHATGLM2,
+    "chatglm2-6b-32k-int4": replace(_CHATGLM2, stored_bits=4),
+    "chatglm3-6b": _SHORT,
+    "chatglm3-6b-32k": _CHATGLM2,
+    "chatglm3-6b-128k": replace(_CHATGLM2, seq_length=131072),
+    "codegeex2-6b": _SHORT,
+    "codegeex2-6b-int4": replace(_SHORT, stored_bits=4),
 }
+# full model -> its official int4 edition
+INT4 = {name: f"{name}-int4" for name in SHAPES if f"{name}-int4" in SHAPES}
 
 # What the user is told of the edition that is not taken; a size is " (3.92 GB)", or empty while it is not known.
 _TAKEN = Note("这里用 4 位运行，所以下载官方的 int4 版 {small}{small_size}，不下载完整版{full_size}；"
@@ -70,11 +80,13 @@ class Choice(NamedTuple):
 def ensure_edition(config: Config, root: Path = ROOT) -> Path:
     """The folder of the model that ``config`` asks for; if it has to be downloaded, in the edition that suits.
 
-    Raises as ``ensure_model`` does, and as ``choose`` where no edition can run.
+    Raises as ``ensure_model`` does, and before the download as ``choose``, where no edition can run as asked.
     """
     name, said = config.model or DEFAULT_MODEL, None
     if editions := find_editions(name, root):
         name, said = choose_edition(editions, probe(root), config)
+    elif is_to_be_downloaded(name, root):
+        choose(probe(root), SHAPES[locate(name, root).name], config)
     if said is _PRESENT:
         print(_sentence(said, editions, {}, config), flush=True)
 
@@ -90,10 +102,16 @@ def ensure_edition(config: Config, root: Path = ROOT) -> Path:
 def find_editions(name: str, root: Path) -> Editions | None:
     """None where there is nothing to choose: no int4 edition is known, or the model is there."""
     folder = locate(name, root)
-    if folder.name not in INT4 or not repositories(folder, root) or not missing_files(folder):
+    if folder.name not in INT4 or not is_to_be_downloaded(name, root):
         return None
-    small, shape = INT4[folder.name]
+    small, shape = INT4[folder.name], SHAPES[folder.name]
     return Editions(folder.name, small, shape, not missing_files(folder.with_name(small)), is_begun(folder))
+
+
+def is_to_be_downloaded(name: str, root: Path) -> bool:
+    """Whether it is a published model that is not complete on this machine."""
+    folder = locate(name, root)
+    return bool(repositories(folder, root) and missing_files(folder))
 
 
 def choose_edition(editions: Editions, hardware: Hardware, config: Config) -> Choice:
@@ -112,7 +130,7 @@ def choose_edition(editions: Editions, hardware: Hardware, config: Config) -> Ch
         return Choice(full, _TOO_BIG if is_open else None)
     if is_open:
         return Choice(small, _PRESENT if has_small else _TAKEN)
-    return Choice(full, _POSSIBLE)
+    return Choice(full, None if config.lora else _POSSIBLE)
 
 
 def _runs_as_well(full: LaunchProfile, hardware: Hardware, shape: ModelShape, config: Config) -> bool:

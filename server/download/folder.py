@@ -140,7 +140,7 @@ def _is_pointer(path: Path) -> bool:
 def _tokenizers(folder: Path, kind: ModelKind) -> tuple[str, ...]:
     """The tokenizer files of which the folder needs one."""
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = json.loads((folder / "config.json").read_bytes())
     except (OSError, ValueError):  # not there yet, or the loader's to complain of
         return kind.tokenizers
     return kind.tokenizers_for(config) if kind.tokenizers_for and isinstance(config, dict) else kind.tokenizers
@@ -156,7 +156,7 @@ def _missing_weights(folder: Path) -> list[str]:
         path = folder / index
         if path.is_file():
             try:
-                shards = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
+                shards = sorted(set(json.loads(path.read_bytes())["weight_map"].values()))
             except (OSError, ValueError, KeyError, AttributeError, TypeError):
                 shards = [index]
             absent = [shard for shard in shards if shard == index or not _has(folder, str(shard))]

@@ -73,7 +73,8 @@ class Scheduler:
             self._slots.acquire(sequence)
             self._running.append(sequence)
             if not self._causal_prompt and sequence.num_pending > self._chunk:
-                log.info("%s: %d prompt tokens are read in one step", sequence.request_id, sequence.num_pending)
+                log.info("%s: %d prompt tokens are read in one step: this model reads every prompt whole and reuses "
+                         "none of an earlier one", sequence.request_id, sequence.num_pending)
         return self._answer_work() + self._prompt_work()
 
     def _answer_work(self) -> list[Work]:

@@ -108,6 +108,7 @@ class Family(Protocol):
     """One generation: how to recognise it, read it, prompt it and show its answers."""
 
     name: str
+    tokenizer_file: str  # in the model's folder
     causal_prompt: bool  # False: the prompt is attended in both directions (no prefix reuse, no chunks)
     takes_tools: bool  # whether it was trained to call tools; the methods for that are never called without
 

@@ -28,10 +28,11 @@ def rounds_of(messages: Sequence[Message], family: str) -> list[Round]:
     system = ""
     speaker = ""
     for message in messages:
-        if message.tool_calls:
+        if message.tool_calls or message.role == "observation":
             raise BadRequest(
-                f"模型 {family} 不会调用工具，messages 里不能有 tool_calls；请换用 ChatGLM3。",
-                f"The model family {family} cannot call tools, so messages must not have tool_calls; use ChatGLM3.",
+                f"模型 {family} 不会调用工具，messages 里不能有 tool_calls 和工具的结果；请换用 ChatGLM3。",
+                f"The model family {family} cannot call tools, so messages must not have tool_calls or results of "
+                "tools; use ChatGLM3.",
                 param="messages",
             )
         if message.role == "system":

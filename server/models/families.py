@@ -11,9 +11,7 @@ from server.models.base import Family
 from server.models.chatglm.prompt import ChatGLM
 from server.models.chatglm2.codegeex2 import CodeGeeX2
 from server.models.chatglm2.prompt import ChatGLM2, ChatGLM3
-from server.models.generations import unknown_model
-
-AUTO = "auto"
+from server.models.generations import AUTO, unknown_model
 
 
 def families() -> tuple[Family, ...]:

@@ -13,18 +13,26 @@ from server.errors import ModelError
 _LFS_POINTER = b"version https://git-lfs.github.com/spec"
 
 
+class JsonFile(dict[str, Any]):
+    """A JSON object, and the file that it is of."""
+
+    def __init__(self, content: dict[str, Any], path: Path):
+        super().__init__(content)
+        self.path = path
+
+
 def missing(path: Path) -> ModelError:
     return ModelError(
-        f"找不到模型文件 {path}；请检查模型文件夹，或重新下载。",
-        f"The model file {path} is missing; check the model folder or download it again.",
+        f"找不到模型文件 {path}；请检查模型文件夹，重新下载或重新复制这个文件。",
+        f"The model file {path} is missing; check the model folder, download or copy the file again.",
     )
 
 
 def damaged(path: Path, zh: str, en: str) -> ModelError:
     """``zh`` and ``en`` say what is wrong with the file."""
     return ModelError(
-        f"模型文件 {path} {zh}；请重新下载这个文件。",
-        f"The model file {path} {en}; download it again.",
+        f"模型文件 {path} {zh}；请重新下载或重新复制这个文件。",
+        f"The model file {path} {en}; download or copy it again.",
     )
 
 
@@ -54,7 +62,7 @@ def read_bytes(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> JsonFile:
     """A JSON object."""
     try:
         content = json.loads(read_bytes(path))
@@ -62,7 +70,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise damaged(path, f"不是有效的 JSON（{error}）", f"is not valid JSON ({error})") from error
     if not isinstance(content, dict):
         raise damaged(path, "不是一个 JSON 对象", "is not a JSON object")
-    return content
+    return JsonFile(content, path)
 
 
 def load_sentencepiece(path: Path, more: bytes = b"") -> SentencePieceProcessor:

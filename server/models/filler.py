@@ -48,6 +48,7 @@ class Filler:
         self._shapes = {name: tuple(p.shape) for name, p in network.named_parameters()}
         self._linear = {f"{name}.weight" for name, m in network.named_modules() if isinstance(m, nn.Linear)}
         self._missing = dict.fromkeys(name for name in self._shapes if name not in self._sources)
+        self._needed = len(self._missing)
         self._halves: dict[str, torch.Tensor] = {}  # official codes and scales that wait for each other
         self._ignored: list[str] = []
 
@@ -71,6 +72,14 @@ class Filler:
     def finish(self, folder: Path) -> None:
         """Checks that nothing is missing."""
         warn_of_ignored(self._ignored, folder)
+        if self.prefix and len(self._missing) == self._needed:
+            raise ModelError(
+                f"{folder} 是 P-Tuning 训练出的 checkpoint，不是完整的模型：请用 --model 指定训练时用的原模型，"
+                f"再加 --ptuning {folder}。",
+                f"{folder} is a P-Tuning checkpoint and no whole model: name the model that it was trained on with "
+                f"--model, and add --ptuning {folder}.",
+                param="model",
+            )
         if self._missing:
             name = next((f"{n}_scale" for n in self._missing if n in self._halves), next(iter(self._missing)))
             raise ModelError(

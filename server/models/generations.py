@@ -20,11 +20,13 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from server.errors import ModelError
 
+AUTO = "auto"
 CHATGLM, CHATGLM2, CHATGLM3, CODEGEEX2 = "chatglm", "chatglm2", "chatglm3", "codegeex2"
+TITLES = {CHATGLM: "ChatGLM-6B", CHATGLM2: "ChatGLM2", CHATGLM3: "ChatGLM3", CODEGEEX2: "CodeGeeX2"}
 
 _CODE = "tokenization_chatglm.py"  # the official tokenizer, which is read here and never run
 _TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -42,17 +44,29 @@ _SHOWN = 40  # characters of a field's value
 _FIELDS = ("model_type", "padded_vocab_size", "multi_query_attention", "inner_hidden_size", "position_encoding_2d")
 
 
+class Told(NamedTuple):
+    """The name of the family that a checkpoint is of, None if it is of none; ``guessed`` where nothing said it."""
+
+    family: str | None
+    guessed: bool = False
+
+
 def generation(config: Mapping[str, Any], folder: Path) -> str | None:
     """The name of the family that the checkpoint is of, or None if it is of none."""
+    return tell(config, folder).family
+
+
+def tell(config: Mapping[str, Any], folder: Path) -> Told:
+    """``generation``, and whether only the last rule decided."""
     if _model_type(config) != "chatglm" or _other_model(config, folder):
-        return None
+        return Told(None)
     if "inner_hidden_size" in config and "position_encoding_2d" in config:
-        return CHATGLM
+        return Told(CHATGLM)
     if "padded_vocab_size" not in config or "multi_query_attention" not in config:
-        return None
+        return Told(None)
     texts = {name: _text(folder / name) for name in _TOKENIZER_FILES}
     if any(_ROLE in text for text in texts.values()):
-        return CHATGLM3
+        return Told(CHATGLM3)
     possible = {CHATGLM2, CHATGLM3, CODEGEEX2}
     if texts[_CODE]:
         possible.discard(CHATGLM3)
@@ -60,21 +74,38 @@ def generation(config: Mapping[str, Any], folder: Path) -> str | None:
     if codegeex2 is None and sum(config.get(name) == value for name, value in _CODEGEEX2_FIELDS.items()) >= 2:
         codegeex2 = True
     if codegeex2:
-        return CODEGEEX2
+        return Told(CODEGEEX2)
     if codegeex2 is False:
         possible.discard(CODEGEEX2)
     names = (config.get("_name_or_path"), folder.absolute().name, _tokenizer_config(folder).get("name_or_path"))
-    return next((found for found in map(_named, names) if found in possible), CHATGLM2)
+    found = next((found for found in map(_named, names) if found in possible), None)
+    return Told(found or CHATGLM2, guessed=found is None and len(possible) > 1)
 
 
-def check_folder(folder: Path) -> None:
-    """Raises ModelError for a folder of another model; one that cannot be told because of its config.json passes."""
-    try:
-        config = json.loads(_text(folder / "config.json"))
-    except ValueError:
+def tell_folder(folder: Path) -> Told:
+    """Of none where config.json cannot be read."""
+    config = _config(folder)
+    return Told(None) if config is None else tell(config, folder)
+
+
+def check_folder(folder: Path, named: str = AUTO) -> None:
+    """Raises ModelError for a folder of another model, or one that cannot be of the family ``named`` by the user.
+
+    One that cannot be told because of its config.json passes.
+    """
+    config = _config(folder)
+    if config is None:
         return
-    if isinstance(config, dict) and generation(config, folder) is None:
+    told = generation(config, folder)
+    if named == AUTO and told is None:
         raise unknown_model(config, folder)
+    # the others differ in what a user may know better; ChatGLM-6B's network and tokenizer are its own
+    if named != AUTO and told and (named == CHATGLM) != (told == CHATGLM):
+        raise ModelError(
+            f"模型文件夹 {folder} 里是 {TITLES[told]}，不能用 --family {named}：请去掉 --family。",
+            f"The model folder {folder} holds {TITLES[told]}, --family {named} is not possible: leave --family out.",
+            param="family",
+        )
 
 
 def unknown_model(config: Mapping[str, Any], folder: Path) -> ModelError:
@@ -141,5 +172,14 @@ def _tokenizer_config(folder: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
+def _config(folder: Path) -> dict[str, Any] | None:
+    """None where config.json is missing or cannot be read."""
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+    except (OSError, ValueError):
+        return None
+    return config if isinstance(config, dict) else None
+
+
 def _text(path: Path) -> str:
-    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    return path.read_text(encoding="utf-8-sig", errors="replace") if path.is_file() else ""

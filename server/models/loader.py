@@ -86,9 +86,9 @@ def load_model(
     if tokenizer.vocab_size > network.vocab_size:
         raise ModelError(
             f"{folder} 的分词器有 {tokenizer.vocab_size} 个词，模型只有 {network.vocab_size} 个；"
-            "tokenizer.model 和权重不是同一个模型的。",
+            f"{found.tokenizer_file} 和权重不是同一个模型的。",
             f"The tokenizer in {folder} has {tokenizer.vocab_size} ids and the network {network.vocab_size}: "
-            "tokenizer.model and weights belong to different models.",
+            f"{found.tokenizer_file} and weights belong to different models.",
         )
     name = folder.resolve().name
     kv_dtype = _kv_dtype(dtype, ops)

@@ -148,7 +148,7 @@ def test_without_causal_prompt_nothing_is_reused_or_cut(engine_with, caplog):
             ids, _, last = collect(engine.submit(ids_request(range(10, 50))))
             assert ids == expected(range(10, 50), 12)
             assert last.usage.cached_tokens == 0
-    assert caplog.text.count("40 prompt tokens are read in one step") == 2
+    assert caplog.text.count("40 prompt tokens are read in one step: this model reads every prompt whole") == 2
     assert [step for step in network.steps if step != [1]] == [[40], [40]]
 
 

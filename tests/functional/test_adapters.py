@@ -85,7 +85,7 @@ def test_what_is_missing_is_one_sentence(adapters):
     ptuning, _, _ = adapters
     with Program("--lora", str(ptuning), wait=False) as program:
         assert program.process.wait(30) == 2
-    assert "use --ptuning for it" in program.text and "Traceback" not in program.text
+    assert f"write --ptuning {ptuning}" in program.text and "Traceback" not in program.text
 
 
 def test_adapter_of_another_model_is_one_sentence(adapters, tmp_path):

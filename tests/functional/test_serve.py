@@ -39,7 +39,8 @@ def test_it_answers_and_says_that_it_is_a_demo(program):
 
 
 def test_start_prints_what_was_chosen_and_a_command_that_works(program):
-    chosen = ("model: .*demo", "profile: cpu .*float32", "at once: 3, .* 1024 tokens", "kept besides: 16;")
+    model = r"model: .*demo \(ChatGLM2\)\n(?!note)"
+    chosen = (model, "profile: cpu .*float32", "at once: 3, .* 1024 tokens", "kept besides: 16;")
     for wanted in (*chosen, "ready: http", "Ctrl"):
         assert re.search(wanted, program.text), wanted
     command = program.wait_for(r"curl -N .*")[0]

@@ -57,7 +57,7 @@ def test_small_profile_downloads_the_int4_edition_and_answers(root):
             f"the official int4 edition {SMALL} ({size:.1f} MB) is downloaded, not the full model (10.0 MB); "
             "for that one add --model chatglm2-6b."
         ) in said
-        assert f"model: {folder}\n" in said and re.search(r"profile: cpu \(int4, .* on cpu", said)
+        assert f"model: {folder} (ChatGLM2)\n" in said and re.search(r"profile: cpu \(int4, .* on cpu", said)
         assert answer.strip() and models["data"][0]["id"] == SMALL
         assert set(hub.fetched()) == set(edition)
     with start(root, NOWHERE) as again:  # no profile is named: what is there is used

@@ -203,7 +203,9 @@ def test_context_of_a_prompt():
     for ids in ([7, 8], [7, 130004], [130001, 7]):
         with pytest.raises(BadRequest) as caught:
             network.context(ids)
-        assert caught.value.param == "prompt_ids"
+        assert caught.value.param == "prompt"
+        for text in (caught.value.zh, caught.value.en):
+            assert all(part in text for part in ("prompt ", "130001", "130000", "130004")) and "prompt_ids" not in text
 
 
 def test_output_layer_is_the_embedding(tmp_path):

@@ -2,18 +2,22 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 
-from server.assembly import prepare
+from server.assembly import prepare, print_choice
 from server.config import Config
 from server.errors import ModelError
+from server.footprint import ModelShape
+from server.hardware import Hardware
 from server.kernels.torch_ops import TorchOps
 from server.models import generations
 from server.models.chatglm2.model import Rotary
 from server.models.families import families, find_family
 from server.models.files import read_json
+from server.profiles import choose
 from tests.models.reference import DATA, OWN
 from tests.oracle import ROOT, oracle_file
 
@@ -82,6 +86,16 @@ CASES = {
 }  # fmt: skip
 
 
+GUESSED = {
+    "nothing says otherwise",
+    "renamed ChatGLM2",
+    "ChatGLM2 in bfloat16",
+    "ChatGLM2 with one strange field",
+    "32k is not ChatGLM3",
+    "code before names",
+}
+
+
 def folder_with(tmp_path, folder, files):
     path = tmp_path / folder
     path.mkdir()
@@ -95,6 +109,7 @@ def test_generation_of_a_folder(tmp_path, case):
     config, folder, files, expected = CASES[case]
     path = folder_with(tmp_path, folder, files)
     assert find_family(config, path).name == expected
+    assert generations.tell(config, path) == (expected, case in GUESSED)
     assert [family.name for family in families() if family.matches(config, path)] == [expected]
     assert all(find_family(config, path, family.name).name == family.name for family in families())
 
@@ -218,6 +233,46 @@ def test_what_cannot_be_told_passes(tmp_path, content):
     if content is not None:
         (tmp_path / "config.json").write_text(content, encoding="utf-8")
     generations.check_folder(tmp_path)
+
+
+PROFILE = choose(Hardware(ram_available=10**10, cores=2), ModelShape.from_config(BLOCK), Config())
+
+
+@pytest.mark.parametrize(
+    ("config", "files", "options", "title", "notes"),
+    [
+        (name("THUDM/chatglm2-6b"), {}, {}, "ChatGLM2", ()),
+        ({}, {}, {}, "ChatGLM2", ("--family",)),
+        ({}, {}, {"family": "chatglm2"}, "ChatGLM2", ()),
+        ({}, {}, {"family": "codegeex2"}, "CodeGeeX2", ()),
+        ({}, {"chat_template.jinja": "<|user|>"}, {}, "ChatGLM3", ()),
+        (name("chatglm3") | {"pre_seq_len": 7}, {}, {}, "ChatGLM3", ("P-Tuning", "7")),
+        (name("chatglm3") | {"pre_seq_len": 7}, {}, {"ptuning": Path("tuned")}, "ChatGLM3", ("P-Tuning", "tuned")),
+    ],
+    ids=str,
+)
+def test_the_generation_is_printed(tmp_path, config, files, options, title, notes):
+    path = folder_with(tmp_path, "model", files | {"config.json": json.dumps(BLOCK | config)})
+    zh, en = [], []
+    print_choice(lambda *both: (zh.append(both[0]), en.append(both[1])), Config(**options), path, PROFILE)
+    assert zh[0] == f"模型：{path}（{title}）" and en[0] == f"model: {path} ({title})"
+    for said in (zh, en):
+        assert len(said) == 3 + bool(notes) and all(part in said[1] for part in notes)
+
+
+@pytest.mark.parametrize("named", ["chatglm", "chatglm2", "chatglm3", "codegeex2"])
+@pytest.mark.parametrize(("config", "title"), [(BLOCK, "ChatGLM2"), (FIRST, "ChatGLM-6B")])
+def test_a_family_that_contradicts_the_files_is_refused(tmp_path, config, title, named):
+    """Network and tokenizer of ChatGLM-6B are its own; among the others the user may know better."""
+    path = folder_with(tmp_path, "model", {"config.json": json.dumps(config)})
+    if (named == "chatglm") == (title == "ChatGLM-6B"):
+        generations.check_folder(path, named)
+        return
+    with pytest.raises(ModelError) as caught:
+        prepare(Config(model=str(path), family=named))
+    for text in (caught.value.zh, caught.value.en):
+        assert title in text and f"--family {named}" in text and str(path) in text
+    assert caught.value.param == "family"
 
 
 def test_unknown_family_is_named():

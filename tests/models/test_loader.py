@@ -13,12 +13,13 @@ from safetensors.torch import load_file, save_file
 
 from server.errors import ModelError
 from server.kernels.torch_ops import TorchOps
+from server.models.chatglm.prompt import ChatGLM
 from server.models.chatglm2.prompt import ChatGLM2
 from server.models.files import read_json
 from server.models.loader import load_model, load_network
 from server.quant.linear import QuantLinear
 from tests.conftest import ROOT
-from tests.models.reference import OWN
+from tests.models.reference import OWN, complete_folder
 
 SOURCE = OWN / "tiny-chatglm2"
 CONFIG = read_json(SOURCE / "config.json")
@@ -355,7 +356,29 @@ def test_tokenizer_of_another_model(whole_folder):
     save_file(cut, whole_folder / "model.safetensors")
     with pytest.raises(ModelError) as caught:
         load_model(whole_folder, dtype=torch.float32, device="cpu", ops=TorchOps())
-    names(caught.value, whole_folder, 45, 44)
+    names(caught.value, whole_folder, 45, 44, "tokenizer.model")
+
+
+def test_first_generations_tokenizer_is_named_as_it_is(tmp_path):
+    folder = complete_folder("small-chatglm", tmp_path)
+    tokenizer = ChatGLM().load_tokenizer(folder)
+    config = read_json(folder / "config.json")
+    rows = tokenizer.vocab_size - 1
+    weights = load_file(folder / "model.safetensors")
+    cut = {n: t[:rows].clone() if t.shape[0] == config["vocab_size"] else t for n, t in weights.items()}
+    save_file(cut, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({**config, "vocab_size": rows}), encoding="utf-8")
+    with pytest.raises(ModelError) as caught:
+        load_model(folder, dtype=torch.float32, device="cpu", ops=TorchOps())
+    names(caught.value, folder, rows, "ice_text.model")
+
+
+@pytest.mark.parametrize("change", [{"num_layers": "2"}, {"kv_channels": 6}, {"layernorm_epsilon": None}], ids=str)
+def test_wrong_field_is_named_with_its_file(whole_folder, change):
+    (whole_folder / "config.json").write_text(json.dumps({**CONFIG, **change}), encoding="utf-8-sig")
+    with pytest.raises(ModelError) as caught:
+        load_model(whole_folder, dtype=torch.float32, device="cpu", ops=TorchOps())
+    names(caught.value, whole_folder / "config.json", *change)
 
 
 @pytest.mark.parametrize("content", [None, "", "{", "[]", "<!doctype html>"])

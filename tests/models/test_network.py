@@ -1,5 +1,7 @@
 """The network's configuration and its half precision; its float32 results are checked in test_oracle."""
 
+import re
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -68,6 +70,8 @@ def test_impossible_value_is_named(field, value):
     with pytest.raises(ModelError, match=field) as caught:
         ChatGLM2().build_network({**CONFIG, field: value}, TorchOps())
     assert repr(value) in caught.value.en and repr(value) in caught.value.zh
+    wanted = caught.value.zh.partition("应为")[2].partition("；")[0]
+    assert not set(re.findall("[A-Za-z_]+", wanted)) - {"true", "false", "num_attention_heads"}
 
 
 def test_official_configurations_are_accepted():

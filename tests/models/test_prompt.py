@@ -223,11 +223,18 @@ def test_typed_special_tokens_cannot_forge_a_turn(tokenizers):
         assert [i for i in forged if i in special] == [i for i in honest if i in special]
 
 
-@pytest.mark.parametrize(("family", "role"), [(GLM2, "observation"), (GLM2, "tool"), (GLM3, "function")])
+@pytest.mark.parametrize(("family", "role"), [(GLM2, "function"), (GLM2, "tool"), (GLM3, "function")])
 def test_unknown_role_is_the_callers_mistake(tokenizers, family, role):
     with pytest.raises(BadRequest, match=role) as caught:
         family.build_prompt(tokenizers[family.name], [Message(role, "x"), user("q")])
     assert caught.value.param == "messages"
+
+
+@pytest.mark.parametrize("message", [Message("observation", "晴"), Message("assistant", "", (ToolCall("f", "{}"),))])
+def test_tools_results_and_calls_need_a_model_that_has_tools(tokenizers, message):
+    with pytest.raises(BadRequest, match=r"cannot call tools.*use ChatGLM3") as caught:
+        GLM2.build_prompt(tokenizers["chatglm2"], [message, user("q")])
+    assert "请换用 ChatGLM3" in caught.value.zh and caught.value.param == "messages"
 
 
 def test_stop_ids(official):

@@ -37,8 +37,8 @@ class Tuned:
         self.base = write_checkpoint(root / "base", self.weights, CONFIGS[family])
         self.folder = write_checkpoint(root / "ptuning", self.prefix, {**CONFIGS[family], **self.fields})
 
-    def load(self, **options):
-        return load_ours(self.base, self.family, **{"ptuning": self.folder, **options})
+    def load(self, *, folder=None, **options):
+        return load_ours(folder or self.base, self.family, **{"ptuning": self.folder, **options})
 
     def refused(self, **options) -> ModelError:
         with pytest.raises(ModelError) as caught:
@@ -105,6 +105,14 @@ def test_base_whose_config_promises_a_prefix(tmp_path):
     error = tuned.refused(ptuning=None)
     for sentence in (error.zh, error.en):
         assert "--ptuning" in sentence and PREFIX + "embedding.weight" in sentence and str(tuned.base) in sentence
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_checkpoint_given_as_the_model(tmp_path, family):
+    tuned = Tuned(tmp_path, family)
+    error = tuned.refused(ptuning=None, folder=tuned.folder)
+    for sentence in (error.zh, error.en):
+        assert f"--ptuning {tuned.folder}" in sentence and "--model" in sentence
 
 
 @pytest.mark.parametrize("bits", [4, 8])

@@ -42,7 +42,7 @@ class NetworkConfig:
     @classmethod
     def read(cls, config: Mapping[str, Any]) -> NetworkConfig:
         """Raises ModelError for a field that is missing, or whose value this network cannot have."""
-        require(config, "position_encoding_2d", flag(config, "position_encoding_2d"), True)
+        require(config, "position_encoding_2d", flag(config, "position_encoding_2d"), "true")
         # releases before April 2023 do not name the mask tokens, whose ids have the same distance in all releases
         bos = number(config, "bos_token_id", int)
         self = cls(
@@ -52,7 +52,8 @@ class NetworkConfig:
             layernorm_epsilon=number(config, "layernorm_epsilon", float),
         )
         heads = self.num_attention_heads
-        require(config, "hidden_size", self.hidden_size % (4 * heads) == 0, f"a multiple of 4 * {heads} heads")
+        require(config, "hidden_size", self.hidden_size % (4 * heads) == 0, f"4 × {heads} 的倍数",
+                f"a multiple of 4 * {heads} heads")
         return self
 
 
@@ -176,9 +177,11 @@ class ChatGLMNetwork(nn.Module):
         mask = config.gmask_token_id if config.gmask_token_id in ids else config.mask_token_id
         if mask not in ids or config.bos_token_id not in ids:
             raise BadRequest(
-                "ChatGLM-6B 的 prompt_ids 里必须有 [gMASK]（或 [MASK]）和 <sop>。",
-                "The prompt_ids of ChatGLM-6B must contain [gMASK] (or [MASK]) and <sop>.",
-                param="prompt_ids",
+                f"prompt 里的 token id 不是 ChatGLM-6B 的提问：必须有 [gMASK]（{config.gmask_token_id}）或 "
+                f"[MASK]（{config.mask_token_id}），还要有 <sop>（{config.bos_token_id}）；也可以直接发送文字。",
+                f"The token ids of prompt are none of ChatGLM-6B's: they must have [gMASK] ({config.gmask_token_id}) "
+                f"or [MASK] ({config.mask_token_id}), and <sop> ({config.bos_token_id}); or send the text itself.",
+                param="prompt",
             )
         return Context(ids.index(config.bos_token_id), ids.index(mask))
 

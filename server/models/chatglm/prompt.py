@@ -24,6 +24,7 @@ class ChatGLM:
     """ChatGLM-6B: numbered rounds, then [gMASK] <sop> and the answer."""
 
     name = CHATGLM
+    tokenizer_file = "ice_text.model"
     causal_prompt = False
     takes_tools = False
 
@@ -34,7 +35,7 @@ class ChatGLM:
         """In the releases before April 2023 every id is 20000 higher, which config.json alone shows."""
         config = folder / "config.json"
         bos_id = number(read_json(config), "bos_token_id", int) if config.is_file() else None
-        return ChatGLMTokenizer.load(folder / "ice_text.model", bos_id)
+        return ChatGLMTokenizer.load(folder / self.tokenizer_file, bos_id)
 
     def build_network(self, config: Mapping[str, Any], ops: Ops) -> ChatGLMNetwork:
         return ChatGLMNetwork(NetworkConfig.read(config), ops)

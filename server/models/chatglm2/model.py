@@ -40,7 +40,7 @@ class NetworkConfig:
     def read(cls, config: Mapping[str, Any]) -> NetworkConfig:
         """Raises ModelError for a field that is missing, or whose value this network cannot have."""
         for name, value in _FIXED.items():
-            require(config, name, flag(config, name) is value, value)
+            require(config, name, flag(config, name) is value, str(value).lower())
         self = cls(
             **{name: number(config, name, int) for name in _SIZES},
             layernorm_epsilon=number(config, "layernorm_epsilon", float),
@@ -48,8 +48,9 @@ class NetworkConfig:
             rope_ratio=number(config, "rope_ratio", float, default=1.0),
         )
         heads, groups = self.num_attention_heads, self.multi_query_group_num
-        require(config, "multi_query_group_num", heads % groups == 0, f"a divisor of num_attention_heads {heads}")
-        require(config, "kv_channels", self.kv_channels % 4 == 0, "a multiple of 4")
+        require(config, "multi_query_group_num", heads % groups == 0, f"能整除 num_attention_heads {heads} 的数",
+                f"a divisor of num_attention_heads {heads}")
+        require(config, "kv_channels", self.kv_channels % 4 == 0, "4 的倍数", "a multiple of 4")
         return self
 
 

@@ -22,6 +22,7 @@ class ChatGLM2:
     """ChatGLM2-6B and ChatGLM2-6B-32k: one text of numbered rounds."""
 
     name = CHATGLM2
+    tokenizer_file = "tokenizer.model"
     causal_prompt = True
     takes_tools = False
 
@@ -29,7 +30,7 @@ class ChatGLM2:
         return generation(config, folder) == CHATGLM2
 
     def load_tokenizer(self, folder: Path) -> ChatGLM2Tokenizer:
-        return ChatGLM2Tokenizer.load(folder / "tokenizer.model", SPECIAL_TOKENS, shows_special=False)
+        return ChatGLM2Tokenizer.load(folder / self.tokenizer_file, SPECIAL_TOKENS, shows_special=False)
 
     def build_network(self, config: Mapping[str, Any], ops: Ops) -> ChatGLM2Network:
         """The 32k variant's rope_ratio divides positions (linear interpolation)."""
@@ -68,6 +69,7 @@ class ChatGLM3:
     """ChatGLM3-6B, also 32k and 128k: messages with role tokens, the network and tokenizer of ChatGLM2."""
 
     name = CHATGLM3
+    tokenizer_file = "tokenizer.model"
     causal_prompt = True
     takes_tools = True
 
@@ -75,7 +77,7 @@ class ChatGLM3:
         return generation(config, folder) == CHATGLM3
 
     def load_tokenizer(self, folder: Path) -> ChatGLM2Tokenizer:
-        return ChatGLM2Tokenizer.load(folder / "tokenizer.model", SPECIAL_TOKENS + ROLE_TOKENS, shows_special=True)
+        return ChatGLM2Tokenizer.load(folder / self.tokenizer_file, SPECIAL_TOKENS + ROLE_TOKENS, shows_special=True)
 
     def build_network(self, config: Mapping[str, Any], ops: Ops) -> ChatGLM2Network:
         """The long variants' rope_ratio multiplies the base, unlike ChatGLM2's."""
