@@ -138,7 +138,8 @@ class ModelShape:
         rows = chunk + (max_length if not self.causal_prompt else 0)
         activations = rows * self.ffn * 2 * item
         if kernels:
-            output = self.output * (STORED_BITS[8] / 8 - 2) if self.keeps_output else 0
+            replaced = 0 if self.tied else 2  # bytes of each value of the output, which weight_bytes counts
+            output = self.output * (STORED_BITS[8] / 8 - replaced) if self.keeps_output else 0
             return int(self.weight_bytes(bits, 2) + output + slots * length * self.kv * 2 + activations + runtime)
         cache = slots * length * self.kv * item
         scores = chunk * length * self.heads * 8  # float32, before and after softmax
