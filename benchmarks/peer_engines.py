@@ -128,7 +128,8 @@ def weight_cost(network: Any) -> Cost:
     for module in network.modules():
         if hasattr(module, "num_embeddings"):
             continue
-        packed = getattr(module, "_weight", None)  # a quantized layer's, in whatever layout the back end wants
+        packed = getattr(module, "weight", None)  # a quantized layer's has whatever layout the back end wants
+        packed = None if isinstance(packed, torch.Tensor) else packed
         if not (packed is None or is_dataclass(packed)):
             raise TypeError(f"cannot count the bytes of {type(packed).__name__}")
         values = [getattr(packed, field.name) for field in fields(packed)] if packed else []
