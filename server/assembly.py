@@ -20,6 +20,7 @@ from server.profiles import LaunchProfile, ModelShape, choose
 
 if TYPE_CHECKING:
     from server.engine.embedder import Embedder
+    from server.kernels.ops import Ops
 
 
 def prepare(config: Config) -> tuple[Path, LaunchProfile]:
@@ -41,11 +42,10 @@ def build_engine(
 
     from server.engine.local import EngineSettings, LocalEngine
     from server.engine.speculation import row_cost
-    from server.kernels.torch_ops import TorchOps
     from server.models.loader import load_model
 
     torch.set_num_threads(profile.threads)
-    ops = TorchOps()
+    ops = _build_ops(config, profile)
     with _progress_bar(config) as progress:
         model = load_model(
             folder,
@@ -58,6 +58,8 @@ def build_engine(
             ptuning=config.ptuning,
             lora=config.lora,
         )
+    if profile.kernels:
+        torch.set_num_threads(1)  # the kernels have threads of their own, which torch's would get in the way of
     settings = EngineSettings(
         profile.max_length,
         profile.slots,
@@ -68,6 +70,24 @@ def build_engine(
         profile.kept,
     )
     return LocalEngine(model, settings, embedder)
+
+
+def _build_ops(config: Config, profile: LaunchProfile) -> Ops:
+    from server.kernels.build import NoKernels
+    from server.kernels.cpu_ops import CpuOps
+    from server.kernels.torch_ops import TorchOps
+
+    if profile.kernels:
+        try:
+            return CpuOps(profile.threads)
+        except NoKernels as error:
+            speaker(config)(
+                f"注意：CPU 内核没有编译成功（{error}），改用 PyTorch，会慢几十倍：请安装 C 编译器"
+                "（例如 pip install ziglang）后再启动。",
+                f"note: the CPU kernels could not be compiled ({error}); PyTorch computes instead, dozens of times "
+                "slower: install a C compiler (pip install ziglang, say) and start again.",
+            )
+    return TorchOps()
 
 
 def build_embedder(config: Config, threads: int) -> Embedder:

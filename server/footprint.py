@@ -11,7 +11,7 @@ from typing import Any
 from server.errors import ModelError
 
 GiB = 2**30
-# A quantized weight's bits with its share of the fp16 scale that 32 weights have in common.
+# A quantized weight's bits with its share of the float32 scale that 64 weights have in common.
 STORED_BITS = {4: 4.5, 8: 8.5}
 # Held beside weights and cache: the CUDA context with its libraries, or the Python process with torch.
 GPU_RUNTIME = int(0.6 * GiB)
@@ -110,28 +110,40 @@ class ModelShape:
             raise ModelError(f"{path} 里没有 {error} 一项，不是 ChatGLM 的模型。",
                              f"{path} has no {error}: not a ChatGLM model.") from None
 
+    @property
+    def keeps_output(self) -> bool:
+        """Most of the official quantized files keep the output matrix in 16 bits."""
+        return self.stored_bits < 16 and not self.stored_tables
+
     def weight_bytes(self, bits: int, item: int) -> int:
         """All weights, ``item`` bytes for each value that is not quantized."""
         quantized = 0 if bits == 16 else self.layers + self.output
-        if self.stored_bits < 16 and not self.stored_tables:  # these official files keep the output matrix whole
+        if self.keeps_output:
             quantized = self.layers
         plain = self.layers + self.output + self.rest - quantized
         if self.tied and (bits == 16 or self.stored_bits < 16):  # our own codes are of the output alone
             plain -= self.output
         return int(quantized * STORED_BITS.get(bits, 0) / 8) + plain * item
 
-    def full_house(self, *, bits: int, item: int, gpu: bool, slots: int, max_length: int, chunk: int) -> int:
+    def full_house(
+        self, *, bits: int, item: int, gpu: bool, slots: int, max_length: int, chunk: int, kernels: bool = False
+    ) -> int:
         """Bytes with every slot full and the longest step under way; ``item`` as in weight_bytes.
 
-        A step has ``chunk`` rows of prompts, or a whole one beside them where the model reads those at once.
+        A step has ``chunk`` rows of prompts, or a whole one beside them where the model reads those at once. The CPU
+        ``kernels`` keep embeddings, keys and values in 16 bits beside float32, the output matrix of official quantized
+        files in 8, and unpack nothing.
         """
-        length = max_length + self.prefix
+        length, runtime = max_length + self.prefix, GPU_RUNTIME if gpu else CPU_RUNTIME
         rows = chunk + (max_length if not self.causal_prompt else 0)
+        activations = rows * self.ffn * 2 * item
+        if kernels:
+            replaced = 0 if self.tied else 2  # bytes of each value of the output, which weight_bytes counts
+            output = self.output * (STORED_BITS[8] / 8 - replaced) if self.keeps_output else 0
+            return int(self.weight_bytes(bits, 2) + output + slots * length * self.kv * 2 + activations + runtime)
         cache = slots * length * self.kv * item
         scores = chunk * length * self.heads * 8  # float32, before and after softmax
-        activations = rows * self.ffn * 2 * item
         unpacked = 0 if bits == 16 else self.widest * (1 + 2 * item)  # one matrix of a layer at a time
-        runtime = GPU_RUNTIME if gpu else CPU_RUNTIME
         return self.weight_bytes(bits, item) + cache + scores + activations + unpacked + runtime
 
 

@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from server.kernels import build
+
 SMI_TIMEOUT_S = 5.0
 _SMI_FIELDS = ("index", "uuid", "name", "memory.total", "memory.free", "compute_cap", "driver_version")
 
@@ -45,6 +47,7 @@ class Hardware:
     cores: int = 1  # physical ones that this process may use
     threads: int = 0  # logical ones, two to a core with hyper-threading
     disk_free: int = 0
+    kernels: bool = False  # whether the CPU kernels are compiled, or can be
 
 
 def probe(path: Path, env: Mapping[str, str] = os.environ) -> Hardware:
@@ -62,6 +65,7 @@ def probe(path: Path, env: Mapping[str, str] = os.environ) -> Hardware:
         cores=min(psutil.cpu_count(logical=False) or _allowed(), _allowed()),
         threads=_allowed(),
         disk_free=disk_free(path),
+        kernels=build.available(),
     )
 
 

@@ -26,10 +26,10 @@ ALLOWED = {
     "footprint": ({"core", "errors", *START}, set()),
     "profiles": ({"core", "errors", *START}, set()),
     "adapters": ({"core", "errors", *START}, set()),
-    "hardware": ({"core", "errors", *START}, {"psutil", "pynvml"}),
+    "hardware": ({"core", "errors", "kernels", *START}, {"psutil", "pynvml"}),
     "download": ({"core", "errors", *START}, {"huggingface_hub", "tqdm"}),
     "kernels": ({"kernels"}, {"torch", "numpy"}),
-    "quant": ({"quant", "kernels"}, {"torch", "numpy"}),
+    "quant": ({"quant", "kernels"}, {"torch", "numpy", "safetensors", "xxhash"}),
     "models": ({"models", "kernels", "core", "errors"}, {"torch", "numpy", "safetensors", "sentencepiece"}),
     "engine": ({"engine", "models", "quant", "kernels", "config", "core", "errors"}, {"torch", "numpy"}),
     "api": ({"api", "core", "errors"}, {"flask", "flask_cors", "waitress", "werkzeug", *PYDANTIC}),
@@ -66,7 +66,7 @@ def allowed_for(path: Path):
     if path.name == "embedder.py":  # sentence models are of many kinds, and transformers knows them all
         return own, third | {"transformers"}
     # the one place where a checkpoint's weights become quantized layers
-    return (own | {"quant"}, third) if path.name == "filler.py" else (own, third)
+    return (own | {"quant"}, third) if path.name in ("filler.py", "loader.py") else (own, third)
 
 
 @pytest.mark.parametrize("path", [f for f in FILES if f.name != "__init__.py"], ids=lambda p: str(p.relative_to(ROOT)))

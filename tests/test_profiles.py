@@ -24,11 +24,11 @@ CHATGLM_6B = {
 SHAPE = ModelShape.from_config(CHATGLM2_6B)
 
 
-def machine(vram=None, ram=64.0, torch_cuda="12.6", capability=(8, 6), more=()) -> Hardware:
-    """A machine with so many GiB free."""
+def machine(vram=None, ram=64.0, torch_cuda="12.6", capability=(8, 6), more=(), kernels=False) -> Hardware:
+    """A machine with so many GiB free; without a C compiler for the CPU kernels unless ``kernels``."""
     sizes = (() if vram is None else (vram,)) + more
     gpus = tuple(GPU(i, f"GPU{i}", int(v * GiB), int(v * GiB), capability) for i, v in enumerate(sizes))
-    return Hardware(gpus=gpus, torch_cuda=torch_cuda, ram_available=int(ram * GiB), cores=6)
+    return Hardware(gpus=gpus, torch_cuda=torch_cuda, ram_available=int(ram * GiB), cores=6, kernels=kernels)
 
 
 def test_shape_has_the_models_real_numbers():
@@ -186,11 +186,32 @@ def test_gpu_that_is_not_there():
 
 @pytest.mark.parametrize("shape", [SHAPE, ModelShape.from_config(DEMO)], ids=["6b", "demo"])
 def test_more_threads_than_there_are(shape):
-    hardware = replace(machine(), threads=12)  # 6 cores with hyper-threading
+    hardware = replace(machine(kernels=True), threads=12)  # 6 cores with hyper-threading
     assert choose(hardware, shape, Config(threads=12)).warnings == ()
     profile = choose(hardware, shape, Config(threads=999))
     assert profile.threads == 12
     assert "--threads 999" in profile.warnings[-1].en and "--threads 999" in profile.warnings[-1].zh
+
+
+def test_with_kernels_the_cpu_computes_4_bits_in_float32():
+    profile = choose(machine(kernels=True), SHAPE, Config())
+    assert (profile.name, profile.bits, profile.dtype, profile.kernels, profile.warnings) == (
+        "cpu", 4, "float32", True, ()
+    )  # fmt: skip
+    # 4.125 bits and the row scales, the embedding in 16 bits, keys and values in 16 bits
+    weights = (28 * (4608 * 4096 + 4096 * 4096 + 27392 * 4096 + 4096 * 13696) + 65024 * 4096) * 4.125 / 8
+    cache = (profile.slots + profile.kept) * profile.max_length * 28 * 2 * 2 * 128 * 2
+    assert weights + 65024 * 4096 * 2 + cache < profile.needs < weights * 1.1 + 65024 * 4096 * 2 + cache + 0.7 * GiB
+    assert choose(machine(kernels=True), SHAPE, Config(quantize=8)).kernels
+    for plain in (Config(quantize=16), Config(dtype="bfloat16", quantize=4)):
+        assert not choose(machine(kernels=True), SHAPE, plain).kernels
+
+
+def test_without_a_compiler_torch_computes_and_says_what_to_do():
+    profile = choose(machine(), SHAPE, Config())
+    assert (profile.bits, profile.kernels) == (16, False)
+    assert "ziglang" in profile.warnings[-1].zh and "ziglang" in profile.warnings[-1].en
+    assert choose(machine(), SHAPE, Config(quantize=16)).warnings == ()
 
 
 def test_nothing_fits():

@@ -61,7 +61,7 @@ class LocalEngine:
         self._stop_ids = model.family.stop_ids(model.tokenizer)
         stretches = settings.slots + settings.kept
         cache = KVCache(
-            model.network.kv_shape, stretches, settings.max_length, model.dtype, model.device, model.prefix
+            model.network.kv_shape, stretches, settings.max_length, model.kv_dtype, model.device, model.prefix
         )
         self._runner = ModelRunner(model.network, cache, model.device)
         self._slots = SlotTable(cache, settings.slots, reuse_prefix=model.family.causal_prompt)

@@ -10,16 +10,16 @@ import torch
 
 @dataclass(frozen=True)
 class QuantWeight:
-    """A weight matrix [out_features, in_features] as small integers: W[r, c] = scales[r, c // group_size] * q[r, c].
+    """A weight matrix [out_features, in_features] as small integers: W[r, c] = scales[r, c // group_size] * v[r, c].
 
-    ``codes`` holds the q row by row, ``groups * group_size`` of them; the ones beyond ``in_features`` are 0.
+    ``codes`` int8 holds what stands for the v row by row, ``groups * group_size`` of them; those beyond ``in_features``
+    are not used.
 
-    * 8 bits: int8 [out_features, groups * group_size].
-    * 4 bits: int8 [out_features, groups * group_size / 2]; byte k holds column 2k in its high and column 2k + 1 in its
-      low nibble, two's complement, -8..7 (the packing of the official ChatGLM int4 checkpoints).
+    * 8 bits: the v themselves, [out_features, groups * group_size]; ``table`` is None.
+    * 4 bits: places in ``table`` int8 [16]; [out_features, groups * group_size / 2], byte k holds column 2k in its high
+      and column 2k + 1 in its low nibble (the packing of the official ChatGLM int4 checkpoints).
 
-    ``scales`` is float16 [out_features, groups], or float32 where a checkpoint has that. An official checkpoint has one
-    group per row.
+    ``scales`` [out_features, groups] is float32, or float16 for 8 bits. An official checkpoint has one group per row.
     """
 
     codes: torch.Tensor
@@ -27,6 +27,7 @@ class QuantWeight:
     bits: int
     group_size: int
     in_features: int
+    table: torch.Tensor | None
 
     @property
     def out_features(self) -> int:
@@ -37,11 +38,14 @@ class Ops(Protocol):
     """A back end: one implementation for one kind of device.
 
     All floating point tensors of a call have one dtype (float32, bfloat16 or float16) and one device, except where it
-    says float32. Inputs have a contiguous last dimension, and none requires a gradient. Sums are kept in float32 or
-    better. A back end may return a view of memory that it reuses at its next call of the same operation.
+    says float32, and that keys and values may be float16 beside float32 queries. Inputs have a contiguous last
+    dimension, and none requires a gradient. Sums are kept in float32 or better. NaN in what a result depends on gives
+    NaN. A back end may return a view of memory that it reuses at its next call of the same operation.
     """
 
     name: str
+    storage: torch.dtype | None  # of embeddings, keys and values beside float32 activations; None: as those are
+    dense_bits: int  # of linear layers that nobody wanted quantized: 16, or what this back end computes with at best
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         """x [T, n] / sqrt(mean(x^2) + eps) * weight [n], all in float32, rounded to x's dtype at the end.
@@ -69,6 +73,9 @@ class Ops(Protocol):
         of a cache). Query head j belongs to group j // (H / G). Row i sees keys 0 .. L - n + i, and the first
         ``context`` keys whatever its place (the prompt of a prefix language model). Scores are divided by sqrt(d).
         """
+
+    def quantize(self, weight: torch.Tensor, bits: int) -> QuantWeight:
+        """A floating point matrix [out, in] in 8 or 4 bits; see ``kernels.quantize.quantize``."""
 
     def prepare(self, weight: QuantWeight) -> Any:
         """The weight in whatever layout this back end wants it in ``quant_linear``; called once, at loading."""

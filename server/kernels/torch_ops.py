@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from server.kernels import quantize
 from server.kernels.ops import QuantWeight
 
 # values of a weight that are unpacked at once: small beside a model, large enough for the matrix product
@@ -15,10 +16,10 @@ def dequantize(weight: QuantWeight, dtype: torch.dtype, rows: slice = slice(None
     """Rows of the matrix that a QuantWeight stands for, [rows, in_features] in ``dtype``; products in float32."""
     codes, scales = weight.codes[rows], weight.scales[rows]
     if weight.bits == 4:
-        # arithmetic shifts of the signed byte give both nibbles their sign
-        codes = torch.stack([codes >> 4, (codes << 4) >> 4], dim=-1)
-    grouped = codes.view(codes.shape[0], -1, weight.group_size).float()
-    values = grouped.mul_(scales.float().unsqueeze(-1)).flatten(1)
+        places = torch.stack([(codes >> 4) & 15, codes & 15], dim=-1)
+        codes = weight.table.to(codes.device)[places.int()]
+    grouped = codes.view(*scales.shape, weight.group_size).float()
+    values = grouped.mul_(scales.unsqueeze(-1)).flatten(1)
     return values[:, : weight.in_features].to(dtype)
 
 
@@ -26,6 +27,8 @@ class TorchOps:
     """See ``kernels.ops.Ops`` for what every operation means."""
 
     name = "torch"
+    storage = None
+    dense_bits = 16
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         x32 = x.float()
@@ -47,6 +50,7 @@ class TorchOps:
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, context: int = 0
     ) -> torch.Tensor:
         (n, heads, _), (groups, length, _) = query.shape, key.shape
+        key, value = key.to(query.dtype), value.to(query.dtype)
         grouped = query.unflatten(1, (groups, -1)).permute(1, 2, 0, 3)  # [G, H/G, n, d]
         if n == 1:
             # the group's query heads become rows, so that keys and values are read once for all of them
@@ -60,6 +64,9 @@ class TorchOps:
             **_mask(n, length, context, query.device),
         )
         return out.permute(2, 0, 1, 3).reshape(n, -1)
+
+    def quantize(self, weight: torch.Tensor, bits: int) -> QuantWeight:
+        return quantize.quantize(weight, bits)
 
     def prepare(self, weight: QuantWeight) -> QuantWeight:
         return weight

@@ -14,7 +14,7 @@ from server.kernels.ops import Ops, QuantWeight
 from server.kernels.torch_ops import dequantize
 from server.models.lora import Lora
 from server.models.prefix import PREFIX_TENSORS, warn_of_ignored
-from server.quant.formats import from_official, quantize
+from server.quant.formats import from_official
 from server.quant.linear import QuantEmbedding, QuantLinear
 
 
@@ -103,12 +103,14 @@ class Filler:
         placed = self._place(name, stored)
         if name in self._tied:
             both = (name, self._tied[name])
-            shared = not self._quantize and not any(map(self._is_adapted, both))
+            shared = not self._quantize and self._ops.dense_bits == 16 and not any(map(self._is_adapted, both))
             self._place(self._tied[name], placed if shared else stored)
 
     def _place(self, name: str, stored: torch.Tensor | QuantWeight) -> torch.Tensor | QuantWeight:
         """Returns what now is in the place: codes, or a tensor in the dtype and on the device of the network."""
-        bits = self._bits if self._quantize and name in self._linear else 16
+        bits = 16
+        if name in self._linear:
+            bits = self._bits if self._quantize else self._ops.dense_bits
         if isinstance(stored, QuantWeight):
             if stored.bits <= self._bits < 16:
                 if not self._is_adapted(name):
@@ -119,17 +121,24 @@ class Filler:
         if self._is_adapted(name):
             tensor = self._lora.merge(name, tensor)
         if bits < 16:
-            return self._place_codes(name, quantize(tensor, bits))
-        placed = tensor.to(self._dtype)
+            return self._place_codes(name, self._ops.quantize(tensor, bits))
         owner, _, attribute = name.rpartition(".")
-        setattr(self._network.get_submodule(owner), attribute, nn.Parameter(placed, requires_grad=False))
+        module = self._network.get_submodule(owner)
+        placed = tensor.to(self._table_dtype(tensor) if isinstance(module, nn.Embedding) else self._dtype)
+        setattr(module, attribute, nn.Parameter(placed, requires_grad=False))
         return placed
+
+    def _table_dtype(self, tensor: torch.Tensor) -> torch.dtype:
+        """An embedding's rows are only looked up: beside float32 they stay in the 16 bits that they come in."""
+        if self._ops.storage is None or self._dtype != torch.float32:
+            return self._dtype
+        return tensor.dtype if tensor.dtype.itemsize == 2 else self._ops.storage
 
     def _place_codes(self, name: str, weight: QuantWeight) -> QuantWeight:
         path = name.removesuffix(".weight")
         owner, _, child = path.rpartition(".")
         if name in self._linear:
-            module = QuantLinear(weight, self._network.get_submodule(path).bias, self._ops)
+            module = QuantLinear(self._ops.prepare(weight), self._network.get_submodule(path).bias, self._ops)
         else:
             module = QuantEmbedding(weight, self._dtype)
         setattr(self._network.get_submodule(owner), child, module)

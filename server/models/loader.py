@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from server.errors import ModelError
+from server.kernels.cpu_ops import CpuOps
 from server.kernels.ops import Ops
 from server.models.base import Family, Network, Tokenizer
 from server.models.checkpoint import read_tensors, weight_files
@@ -19,9 +20,11 @@ from server.models.files import read_json
 from server.models.filler import Filler
 from server.models.lora import read_lora
 from server.models.prefix import Prefix, build_prefix, read_prefix
+from server.quant.cache import NetworkCache, NoRoom
 
 log = logging.getLogger(__name__)
 
+CACHED_FROM = 10**9  # bytes of weight files: less is quantized in a moment
 Progress = Callable[[int, int], None]  # bytes of the weight files read so far, and in all
 
 
@@ -37,6 +40,7 @@ class LoadedModel:
     prefix: Prefix | None
     dtype: torch.dtype
     device: torch.device
+    kv_dtype: torch.dtype  # of keys and values
 
 
 def load_model(
@@ -87,7 +91,12 @@ def load_model(
             f"{found.tokenizer_file} and weights belong to different models.",
         )
     name = folder.resolve().name
-    return LoadedModel(name, found, config, network, tokenizer, tuned, dtype, torch.device(device))
+    kv_dtype = _kv_dtype(dtype, ops)
+    return LoadedModel(name, found, config, network, tokenizer, tuned, dtype, torch.device(device), kv_dtype)
+
+
+def _kv_dtype(dtype: torch.dtype, ops: Ops) -> torch.dtype:
+    return ops.storage or dtype if dtype == torch.float32 else dtype
 
 
 def load_network(
@@ -108,8 +117,27 @@ def load_network(
     # what is wrong with an adapter is found before gigabytes are read
     prefix = _tuned(network, config, ptuning) if ptuning else None
     adapter = read_lora(lora, network) if lora else None
-    filler = Filler(network, config, dtype=dtype, device=torch.device(device), bits=bits, ops=ops, lora=adapter)
     files = weight_files(folder)
+    cache = _cache(folder, files, bits, ops) if not adapter else None
+    own_prefix = cache.load(network, ops) if cache else None
+    if own_prefix is None:
+        filler = Filler(network, config, dtype=dtype, device=torch.device(device), bits=bits, ops=ops, lora=adapter)
+        if cache:
+            cache.start_hashing()
+        _fill(filler, files, progress)
+        filler.finish(folder)
+        own_prefix = filler.prefix
+        if cache:
+            _save(cache, network, own_prefix)
+    if not prefix and (own_prefix or config.get("pre_seq_len")):
+        projected = bool(config.get("prefix_projection"))
+        prefix = build_prefix(own_prefix, network.kv_shape, folder, projected=projected)
+    if adapter:
+        log.info("LoRA: %s", adapter)
+    return network.eval(), prefix and tuple(part.to(device, _kv_dtype(dtype, ops)) for part in prefix)
+
+
+def _fill(filler: Filler, files: Sequence[Path], progress: Progress | None) -> None:
     total = sum(path.stat().st_size for path in files)
     done = 0
     for path in files:
@@ -118,13 +146,27 @@ def load_network(
             done += tensor.nbytes
             if progress:
                 progress(min(done, total), total)
-    filler.finish(folder)
-    if not prefix and (filler.prefix or config.get("pre_seq_len")):
-        projected = bool(config.get("prefix_projection"))
-        prefix = build_prefix(filler.prefix, network.kv_shape, folder, projected=projected)
-    if adapter:
-        log.info("LoRA: %s", adapter)
-    return network.eval(), prefix and tuple(part.to(device, dtype) for part in prefix)
+
+
+def _cache(folder: Path, files: Sequence[Path], bits: int, ops: Ops) -> NetworkCache | None:
+    """None where quantizing again takes no time, or another back end's codes lie otherwise."""
+    large = sum(path.stat().st_size for path in files) >= CACHED_FROM
+    return NetworkCache(folder, bits, [folder / "config.json", *files]) if isinstance(ops, CpuOps) and large else None
+
+
+def _save(cache: NetworkCache, network: Network, prefix: Mapping[str, torch.Tensor]) -> None:
+    """A model that cannot be kept is ready all the same; only the next start takes as long as this one."""
+    try:
+        cache.save(network, prefix)
+    except NoRoom as error:
+        log.warning(
+            "量化后的模型没有保存到 %s：磁盘要 %.1f GB，只剩 %.1f GB；腾出空间后，下次启动就不用再量化。"
+            " / The quantized model was not kept in that file: it takes %.1f GB on the disk and %.1f GB are free; make "
+            "room, and later starts will not quantize again.",
+            cache.path, error.needed / 1e9, error.free / 1e9, error.needed / 1e9, error.free / 1e9,
+        )  # fmt: skip
+    except OSError as error:
+        log.warning("the quantized model was not kept, so the next start quantizes again: %s", error)
 
 
 def _tuned(network: Network, config: Mapping[str, Any], folder: Path) -> Prefix:

@@ -130,6 +130,7 @@ def make_engine(network=None, *, family=None, causal_prompt=True, **settings) ->
         tokenizer=AsciiTokenizer(),
         network=network or HashNetwork(),
         dtype=torch.float32,
+        kv_dtype=torch.float32,
         device="cpu",
         prefix=None,
     )

@@ -36,6 +36,7 @@ def reference_engine(
         network=reference.network,
         prefix=reference.prefix,
         dtype=torch.float32,
+        kv_dtype=torch.float32,
         device="cpu",
     )
     defaults = {"max_length": reference.capacity, "slots": 2, "queue": 20, "prefill_chunk": 5}

@@ -58,6 +58,7 @@ def running(*scripts):
         tokenizer=TOKENIZER,
         network=ScriptedNetwork(*scripts),
         dtype=torch.float32,
+        kv_dtype=torch.float32,
         device="cpu",
         prefix=None,
     )

@@ -414,7 +414,7 @@ from server.kernels.torch_ops import TorchOps
 from server.models.chatglm2.prompt import ChatGLM2
 from server.models.files import read_json
 from server.models.loader import load_network
-from server.quant.formats import quantize
+from server.kernels.quantize import quantize
 quantize(torch.randn(64, 64), 4)  # what torch itself needs at its first steps
 folder, lora = Path(sys.argv[1]), Path(sys.argv[3]) if sys.argv[3:] else None
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -9,8 +9,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from server.errors import ModelError
+from server.kernels.quantize import quantize
 from server.kernels.torch_ops import dequantize
-from server.quant.formats import quantize
 from tests.models.plain_checkpoints import (
     CONFIGS,
     assert_same_answers,
@@ -144,7 +144,7 @@ def test_merged_before_it_is_cast(tmp_path, dtype):
 
 def stored_matrix(module):
     """What a quantized layer multiplies with."""
-    return dequantize(module._weight, torch.float32)
+    return dequantize(module.weight, torch.float32)
 
 
 @pytest.mark.filterwarnings("ignore")

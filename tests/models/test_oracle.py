@@ -162,7 +162,7 @@ def dequant(check):
             module = name.removeprefix("dequant.")
             assert torch.equal(ref.network.get_submodule(module).weight, expected), f"{check.title}: {name}"
             kept = codes.network.get_submodule(module)
-            assert torch.equal(dequantize(kept._weight, torch.float32), expected), f"{check.title}: {name}, codes"
+            assert torch.equal(dequantize(kept.weight, torch.float32), expected), f"{check.title}: {name}, codes"
 
 
 def codes(check):

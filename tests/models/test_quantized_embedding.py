@@ -47,7 +47,7 @@ def test_codes_are_kept_and_shared(tmp_path, stored, bits):
     embedding, output = network.transformer.word_embeddings, network.lm_head
     assert isinstance(embedding, QuantEmbedding) and isinstance(output, QuantLinear)
     assert (embedding.bits, output.bits) == (stored, stored)
-    assert embedding._weight.codes.data_ptr() == output._weight.codes.data_ptr()
+    assert embedding._weight.codes.data_ptr() == output.weight.codes.data_ptr()
 
 
 def test_fewer_bits_than_are_stored(tmp_path):
@@ -76,9 +76,10 @@ def test_adapter_on_one_of_the_two(tmp_path, target):
     adapted.save_pretrained(tmp_path / "lora")
     assert_same_answers(load_ours(folder, "chatglm", lora=tmp_path / "lora"), adapted, "chatglm")
     network = load_ours(folder, "chatglm", lora=tmp_path / "lora", bits=4).network
-    embedding, output = network.transformer.word_embeddings._weight, network.lm_head._weight
-    # a row's groups are those that were quantized again: the other one keeps its single scale
-    assert (embedding.scales.shape[1], output.scales.shape[1]) == ((1, 2) if target == "lm_head" else (2, 1))
+    embedding, output = network.transformer.word_embeddings._weight, network.lm_head.weight
+    # the one that was quantized again has our groups: the other one keeps its single scale for a row
+    row = embedding.in_features
+    assert (embedding.group_size, output.group_size) == ((row, 64) if target == "lm_head" else (64, row))
 
 
 @pytest.mark.parametrize("bits", [4, 16])

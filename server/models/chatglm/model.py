@@ -189,7 +189,7 @@ class ChatGLMNetwork(nn.Module):
         segments = list(batch.segments)
         positions = torch.cat([_positions(segment) for segment in segments])
         cos_sin = self._rotary.cos_sin(positions.to(batch.token_ids.device))
-        x = self.transformer.word_embeddings(batch.token_ids)
+        x = self.transformer.word_embeddings(batch.token_ids).to(self.transformer.final_layernorm.weight.dtype)
         for layer in self.transformer.layers:
             x = layer(x, cos_sin, segments, cache)
         return self.lm_head(self.transformer.final_layernorm(x[batch.logit_rows])).float()

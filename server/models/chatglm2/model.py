@@ -196,8 +196,9 @@ class ChatGLM2Network(nn.Module):
         segments = list(batch.segments)
         positions = torch.cat([torch.arange(s.start, s.start + s.length) for s in segments])
         cos_sin = self._rotary.cos_sin(positions.to(batch.token_ids.device))
-        x = self.transformer.embedding.word_embeddings(batch.token_ids)
-        for layer in self.transformer.encoder.layers:
+        encoder = self.transformer.encoder
+        x = self.transformer.embedding.word_embeddings(batch.token_ids).to(encoder.final_layernorm.weight.dtype)
+        for layer in encoder.layers:
             x = layer(x, cos_sin, segments, cache)
-        wanted = self.transformer.encoder.final_layernorm(x[batch.logit_rows])
+        wanted = encoder.final_layernorm(x[batch.logit_rows])
         return self.transformer.output_layer(wanted).float()

@@ -1,0 +1,150 @@
+"""The quantized network beside its model: made once, mapped later, made again when it is wrong, never in the way."""
+
+import json
+import os
+import shutil
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from server.kernels.build import NoKernels, available
+from server.models import loader
+from server.models.base import ForwardBatch, Segment
+from server.models.loader import load_model
+from server.quant import cache
+from tests.conftest import ROOT
+from tests.models.reference import OWN, complete_folder
+
+if not available():
+    pytest.skip("no C compiler for the CPU kernels", allow_module_level=True)
+
+
+@pytest.fixture(scope="module")
+def ops():
+    from server.kernels.cpu_ops import CpuOps
+
+    try:
+        return CpuOps(threads=2)
+    except NoKernels as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(autouse=True)
+def _any_size(monkeypatch):
+    monkeypatch.setattr(loader, "CACHED_FROM", 0)
+
+
+@pytest.fixture
+def demo(tmp_path):
+    return shutil.copytree(ROOT / "THUDM" / "demo", tmp_path / "模型 demo")
+
+
+def logits(folder, ops, bits=4, **adapters):
+    from server.engine.kv_cache import KVCache
+
+    model = load_model(folder, dtype=torch.float32, device="cpu", bits=bits, ops=ops, **adapters)
+    network = model.network
+    kv = KVCache(network.kv_shape, 1, 64, model.kv_dtype, "cpu", model.prefix)
+    ids = torch.arange(3, 23)
+    context = network.context([*range(3, 21), 130001, 130004]) if model.family.name == "chatglm" else None
+    with torch.inference_mode():
+        return network.forward(ForwardBatch(ids, [Segment(0, 0, 20, context)], torch.arange(20)), kv)
+
+
+def cached(folder, bits=4):
+    return folder / "quantized" / f"cpu-int{bits}.safetensors"
+
+
+def no_filling(monkeypatch):
+    def fill(*args):
+        raise AssertionError("read the original weights")
+
+    monkeypatch.setattr(loader, "_fill", fill)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_second_start_reads_the_file_alone_and_computes_the_same(demo, ops, bits, monkeypatch):
+    first = logits(demo, ops, bits)
+    assert cached(demo, bits).is_file() and not list(demo.glob("**/*.part"))
+    no_filling(monkeypatch)
+    assert torch.equal(logits(demo, ops, bits), first)
+
+
+@pytest.mark.parametrize("name", ["small-chatglm2-int4", "small-chatglm3-with-ptuning", "small-codegeex2"])
+def test_every_kind_of_checkpoint(name, tmp_path, ops, monkeypatch):
+    folder = complete_folder(name, tmp_path)
+    first = logits(folder, ops)
+    no_filling(monkeypatch)
+    assert torch.equal(logits(folder, ops), first)
+
+
+def test_a_copied_folder_needs_no_quantizing(demo, ops, tmp_path, monkeypatch):
+    first = logits(demo, ops)
+    other = shutil.copytree(demo, tmp_path / "copy", copy_function=shutil.copyfile)
+    os.utime(other / "model.safetensors")
+    no_filling(monkeypatch)
+    assert torch.equal(logits(other, ops), first)
+
+
+def test_a_changed_source_is_noticed(demo, ops, caplog):
+    logits(demo, ops)
+    weights = bytearray((demo / "model.safetensors").read_bytes())
+    weights[-50:] = bytes(50)  # same size, other weights
+    (demo / "model.safetensors").write_bytes(weights)
+    after = logits(demo, ops)
+    assert "made of another model.safetensors" in caplog.text
+    shutil.rmtree(demo / "quantized")
+    assert torch.equal(logits(demo, ops), after)
+
+
+@pytest.mark.parametrize("kind", ["bit", "truncated", "empty", "text", "version"])
+def test_damage_is_noticed_and_made_good(demo, ops, kind, caplog):
+    first = logits(demo, ops)
+    path = cached(demo)
+    content = bytearray(path.read_bytes())
+    if kind == "bit":
+        content[len(content) // 2] ^= 4
+    elif kind == "version":
+        content = content.replace(b'"version":"\\"1\\""', b'"version":"\\"0\\""')
+    else:
+        content = {"truncated": content[:-100], "empty": b"", "text": b"<html>" * 100}[kind]
+    path.write_bytes(content)
+    assert torch.equal(logits(demo, ops), first)
+    assert "is made again" in caplog.text
+    caplog.clear()
+    assert torch.equal(logits(demo, ops), first) and "made again" not in caplog.text
+
+
+def test_a_full_disk_leaves_the_old_file_and_a_sentence(demo, ops, monkeypatch, caplog):
+    logits(demo, ops)
+    before = cached(demo).read_bytes()
+    os.utime(demo / "model.safetensors")
+    (demo / "config.json").write_text((demo / "config.json").read_text("utf-8") + "\n", "utf-8")
+    usage = shutil.disk_usage(demo)
+    monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: usage._replace(free=10**6))
+    assert logits(demo, ops).isfinite().all()
+    assert "磁盘要" in caplog.text and "make room" in caplog.text
+    assert cached(demo).read_bytes() == before and not list(demo.glob("**/*.part"))
+
+
+def test_a_folder_that_cannot_be_written_is_used_all_the_same(demo, ops, monkeypatch, caplog):
+    (demo / "quantized").write_text("a file in the place of the folder")
+    assert logits(demo, ops).isfinite().all()
+    assert "was not kept" in caplog.text
+
+
+def test_what_the_file_says_of_itself(demo, ops):
+    logits(demo, ops)
+    with safe_open(cached(demo), "pt") as file:
+        said = {name: json.loads(value) for name, value in file.metadata().items()}
+    assert said["version"] == cache.VERSION
+    assert {source["name"] for source in said["sources"]} == {"config.json", "model.safetensors"}
+    assert all(len(source["sha256"]) == 64 for source in said["sources"])
+
+
+def test_an_adapter_is_merged_into_the_original_weights(tmp_path, ops):
+    base = complete_folder("small-chatglm2", tmp_path)
+    plain = logits(base, ops)
+    assert not torch.equal(logits(base, ops, lora=OWN / "small-chatglm2-lora"), plain)
+    assert torch.equal(logits(base, ops), plain)
