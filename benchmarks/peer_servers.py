@@ -27,11 +27,12 @@ ANSWERING = 3600
 
 
 class Answer(NamedTuple):
-    """Begin, first token and end, by perf_counter()."""
+    """Begin, first token and end, by perf_counter(); how many tokens were sent."""
 
     begin: float
     first: float
     end: float
+    tokens: int
 
 
 class Server(ABC):
@@ -50,7 +51,10 @@ class Server(ABC):
         """How many tokens an event of the stream brings."""
 
     def ask(self, prompt_ids: list[int], new_tokens: int) -> Answer:
-        """Read one answer. Raises StartupError for an HTTP error or an answer of another length."""
+        """Read one answer. Raises StartupError for an HTTP error or an answer that is much too short.
+
+        A token or two may be missing: random weights also draw what ends an answer, or half of a character.
+        """
         body = json.dumps(self.body(prompt_ids, new_tokens))
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=ANSWERING)
         begin = time.perf_counter()
@@ -62,9 +66,9 @@ class Server(ABC):
         for event in _events(response):
             count += self.tokens(event)
             first = first or (time.perf_counter() if count else 0.0)
-        if count != new_tokens:
+        if count < max(1, new_tokens // 2):
             raise _failed(f"{count} tokens instead of {new_tokens}")
-        return Answer(begin, first, time.perf_counter())
+        return Answer(begin, first, time.perf_counter(), count)
 
     def together(self, clients: int, prompt: int, new_tokens: int, seed: str) -> tuple[float, float]:
         """Tokens/s of all clients together, and the median seconds to their first tokens."""
@@ -78,7 +82,7 @@ class Server(ABC):
         with ThreadPoolExecutor(clients) as pool:
             answers = list(pool.map(read, prompts))
         seconds = max(answer.end for answer in answers) - min(answer.begin for answer in answers)
-        return clients * new_tokens / seconds, statistics.median(a.first - a.begin for a in answers)
+        return sum(answer.tokens for answer in answers) / seconds, statistics.median(a.first - a.begin for a in answers)
 
     def follow_up(self, history: int, prompt: int, seed: str) -> tuple[float, float, float]:
         """Seconds to the first token of a conversation's first round of ``history`` tokens and of its next round,
