@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from tools.official_packing import pack_checkpoint, unpack_checkpoint
-from tools.reference_checkpoints import SPECS, Spec, make_config, make_weights, quieten
+from tools.reference_checkpoints import SPECS, Spec, make_config, make_weights, quieten, stored_weights
 from tools.reference_judges import GlmJudge, Judge, PlainJudge, add_lora, greedy
 from tools.reference_tokenizers import Vocabulary, write_tokenizers
 
@@ -154,12 +154,6 @@ def eos_stop(case: dict) -> dict:
     eos = case["greedy_32"][4]
     expected = case["greedy_32"][: case["greedy_32"].index(eos) + 1]
     return {"input_ids": case["input_ids"], "eos_token_id": [eos], "output_ids_including_eos": expected}
-
-
-def stored_weights(folder: Path) -> dict[str, Tensor]:
-    if (folder / "model.safetensors").exists():
-        return load_file(folder / "model.safetensors")
-    return {n: t for path in sorted(folder.glob("*.bin")) for n, t in torch.load(path, weights_only=True).items()}
 
 
 def write_shards(folder: Path, weights: Mapping[str, Tensor]) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from tools.plain_networks import plain_network
@@ -158,3 +160,10 @@ def quieten(weights: dict[str, Tensor], rows: list[int], factor: float) -> None:
     for name in ("transformer.word_embeddings.weight", "lm_head.weight", "transformer.output_layer.weight"):
         if name in weights:
             weights[name][rows] *= factor
+
+
+def stored_weights(folder: Path) -> dict[str, Tensor]:
+    """All weights of a folder, whatever files they are in; an adapter's have other names."""
+    loaded = [load_file(path) for path in sorted(folder.glob("model*.safetensors"))]
+    loaded += [torch.load(path, weights_only=True) for path in sorted(folder.glob("pytorch_model*.bin"))]
+    return {name: tensor for tensors in loaded for name, tensor in tensors.items()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -12,6 +11,7 @@ from safetensors.torch import load_file
 from tests.models.reference import Reference, load_reference
 from tools.official_packing import unpack_checkpoint
 from tools.plain_networks import plain_network
+from tools.reference_checkpoints import stored_weights
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 OFFICIAL_NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16"}  # in half_logits.safetensors
@@ -66,9 +66,9 @@ def official_distance(ref: Reference, dtype: torch.dtype) -> Distance | None:
 
 def plain_reference(ref: Reference) -> torch.nn.Module:
     """tools/plain_networks.py with a folder's weights, in float32."""
-    weights = stored_tensors(ref.model)
+    weights = stored_weights(ref.model)
     if "ptuning" in ref.adapter:
-        weights |= stored_tensors(ref.folder)
+        weights |= stored_weights(ref.folder)
     if bits := ref.config.get("quantization_bit"):
         weights = unpack_checkpoint(weights, bits)
     network = plain_network(ref.config, ref.family.name)
@@ -76,11 +76,3 @@ def plain_reference(ref: Reference) -> torch.nn.Module:
     if "lora" in ref.adapter:
         network = PeftModel.from_pretrained(network, str(ref.folder)).merge_and_unload()
     return network.eval()
-
-
-def stored_tensors(folder: Path) -> dict[str, torch.Tensor]:
-    """All weights of a folder, whatever files they are in."""
-    files = [path for path in sorted(folder.glob("*model*.safetensors")) if not path.name.startswith("adapter")]
-    loaded = [load_file(path) for path in files]
-    loaded += [torch.load(path, weights_only=True) for path in sorted(folder.glob("pytorch_model*.bin"))]
-    return {name: tensor for tensors in loaded for name, tensor in tensors.items()}

@@ -11,10 +11,11 @@ from server.models.families import find_family
 from server.models.files import read_json
 from server.models.loader import load_network
 from tests.conftest import ROOT
-from tests.models.half_precision import plain_reference, stored_tensors
+from tests.models.half_precision import plain_reference
 from tests.models.reference import OWN, load_reference, reference_folders
 from tests.oracle import ORACLE, oracle_file
 from tools.official_packing import pack_checkpoint, unpack_checkpoint
+from tools.reference_checkpoints import stored_weights
 
 FOLDERS = [*sorted(OWN.glob("*")), *sorted((ORACLE / "models").glob("glm[23]-*")), ROOT / "THUDM" / "demo"]
 PACKED = ("glm1-a-int4", "glm1-a-int8", "glm2-a-int4", "glm2-a-int8")
@@ -37,7 +38,7 @@ def test_same_logits_as_transformers_glm(folder):
 
     config = read_json(folder / "config.json")
     name = "chatglm3" if "glm3" in folder.name else "chatglm2"
-    judge = GlmJudge(config, name, stored_tensors(folder))
+    judge = GlmJudge(config, name, stored_weights(folder))
     network, _ = load_network(
         folder, config, find_family(config, folder, name), dtype=torch.float32, device="cpu", ops=TorchOps()
     )
