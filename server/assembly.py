@@ -42,6 +42,7 @@ def build_engine(
 
     from server.engine.local import EngineSettings, LocalEngine
     from server.engine.speculation import row_cost
+    from server.kernels.cpu_ops import CpuOps
     from server.models.loader import load_model
 
     torch.set_num_threads(profile.threads)
@@ -58,7 +59,7 @@ def build_engine(
             ptuning=config.ptuning,
             lora=config.lora,
         )
-    if profile.kernels:
+    if isinstance(ops, CpuOps):
         torch.set_num_threads(1)  # the kernels have threads of their own, which torch's would get in the way of
     settings = EngineSettings(
         profile.max_length,
