@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -118,17 +119,16 @@ def load_network(
     prefix = _tuned(network, config, ptuning) if ptuning else None
     adapter = read_lora(lora, network) if lora else None
     files = weight_files(folder)
-    cache = _cache(folder, files, bits, ops) if not adapter else None
+    cache = _cache(folder, files, config, bits, ops) if not adapter else None
     own_prefix = cache.load(network, ops) if cache else None
     if own_prefix is None:
         filler = Filler(network, config, dtype=dtype, device=torch.device(device), bits=bits, ops=ops, lora=adapter)
-        if cache:
-            cache.start_hashing()
-        _fill(filler, files, progress)
-        filler.finish(folder)
-        own_prefix = filler.prefix
-        if cache:
-            _save(cache, network, own_prefix)
+        with cache.hashing() if cache else contextlib.nullcontext():
+            _fill(filler, files, progress)
+            filler.finish(folder)
+            own_prefix = filler.prefix
+            if cache:
+                _save(cache, network, own_prefix)
     if not prefix and (own_prefix or config.get("pre_seq_len")):
         projected = bool(config.get("prefix_projection"))
         prefix = build_prefix(own_prefix, network.kv_shape, folder, projected=projected)
@@ -148,10 +148,14 @@ def _fill(filler: Filler, files: Sequence[Path], progress: Progress | None) -> N
                 progress(min(done, total), total)
 
 
-def _cache(folder: Path, files: Sequence[Path], bits: int, ops: Ops) -> NetworkCache | None:
-    """None where quantizing again takes no time, or another back end's codes lie otherwise."""
+def _cache(
+    folder: Path, files: Sequence[Path], config: Mapping[str, Any], bits: int, ops: Ops
+) -> NetworkCache | None:
+    """None where quantizing again takes no time, or the codes lie otherwise: another back end's, an embedding's."""
     large = sum(path.stat().st_size for path in files) >= CACHED_FROM
-    return NetworkCache(folder, bits, [folder / "config.json", *files]) if isinstance(ops, CpuOps) and large else None
+    if not large or not isinstance(ops, CpuOps) or config.get("quantization_embeddings"):
+        return None
+    return NetworkCache(folder, bits, [folder / "config.json", *files])
 
 
 def _save(cache: NetworkCache, network: Network, prefix: Mapping[str, torch.Tensor]) -> None:

@@ -6,13 +6,14 @@ has it. Its metadata say which files it was made of, and hold a sum over each te
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -53,16 +54,23 @@ class NetworkCache:
         self._sources = sources
         self._hashing: dict[str, Any] = {}
 
-    def start_hashing(self) -> None:
-        """Read the sources for ``save`` beside whoever reads them too, so that the disk is read once."""
+    @contextlib.contextmanager
+    def hashing(self) -> Iterator[None]:
+        """Read the sources for ``save`` beside whoever reads them too, so that the disk is read once.
+
+        What ends the block early ends this too: a program that gives up does not wait for gigabytes.
+        """
         pool = ThreadPoolExecutor(1, thread_name_prefix="hash")
         self._hashing = {path.name: pool.submit(_sha256, path) for path in self._sources}
-        pool.shutdown(wait=False)
+        try:
+            yield
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def save(self, network: nn.Module, others: Mapping[str, torch.Tensor]) -> None:
         """Write the file, whole or not at all; ``others`` are tensors that are not the network's.
 
-        Takes memory for one tensor. Raises NoRoom, or OSError where the folder cannot be written.
+        Within ``hashing``. Takes memory for one tensor. Raises NoRoom, or OSError where the folder cannot be written.
         """
         tensors, linear = _taken_apart(network)
         tensors |= others
@@ -89,7 +97,8 @@ class NetworkCache:
     def load(self, network: nn.Module, ops: CpuOps) -> Tensors | None:
         """Fill an empty network from the file, which stays mapped; returns the other tensors.
 
-        None, and the reason in the log, where there is no file, or it is damaged or made of other files.
+        None, the network still empty and the reason in the log, where there is no file, or it is damaged or made of
+        other files.
         """
         if not self.path.is_file():
             return None
@@ -163,15 +172,19 @@ def _taken_apart(network: nn.Module) -> tuple[Tensors, dict[str, Any]]:
 
 def _put_together(network: nn.Module, tensors: Tensors, linear: Mapping[str, Any], ops: CpuOps) -> Tensors:
     """Takes what belongs to the network from ``tensors``; returns the rest."""
-    tensors = dict(tensors)
+    tensors, layers = dict(tensors), {}
     for name, entry in linear.items():
         rows, columns = entry["shape"]
         table = None if entry["table"] is None else torch.tensor(entry["table"], dtype=torch.int8)
         codes, scales, row_scales = (tensors.pop(f"{name}.weight.{part}", None) for part in _PARTS)
         weight = TiledWeight(codes, scales, row_scales, table, columns, rows)
-        network.set_submodule(name, QuantLinear(weight, network.get_submodule(name).bias, ops))
-    for name, _ in list(network.named_parameters()):
+        layers[name] = QuantLinear(weight, network.get_submodule(name).bias, ops)
+    names = [name for name, _ in network.named_parameters() if name.removesuffix(".weight") not in layers]
+    parameters = {name: nn.Parameter(tensors.pop(name), requires_grad=False) for name in names}
+    # all is there: only now the network is changed
+    for name, layer in layers.items():
+        network.set_submodule(name, layer)
+    for name, parameter in parameters.items():
         owner, _, attribute = name.rpartition(".")
-        parameter = nn.Parameter(tensors.pop(name), requires_grad=False)
         setattr(network.get_submodule(owner), attribute, parameter)
     return tensors

@@ -3,14 +3,16 @@
 import json
 import os
 import shutil
+import threading
 
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 
 from server.kernels.build import NoKernels, available
 from server.models import loader
-from server.models.base import ForwardBatch, Segment
+from server.models.base import Context, ForwardBatch, Segment
 from server.models.loader import load_model
 from server.quant import cache
 from tests.conftest import ROOT
@@ -47,7 +49,7 @@ def logits(folder, ops, bits=4, **adapters):
     network = model.network
     kv = KVCache(network.kv_shape, 1, 64, model.kv_dtype, "cpu", model.prefix)
     ids = torch.arange(3, 23)
-    context = network.context([*range(3, 21), 130001, 130004]) if model.family.name == "chatglm" else None
+    context = Context(18, 17) if model.family.name == "chatglm" else None
     with torch.inference_mode():
         return network.forward(ForwardBatch(ids, [Segment(0, 0, 20, context)], torch.arange(20)), kv)
 
@@ -71,12 +73,44 @@ def test_second_start_reads_the_file_alone_and_computes_the_same(demo, ops, bits
     assert torch.equal(logits(demo, ops, bits), first)
 
 
-@pytest.mark.parametrize("name", ["small-chatglm2-int4", "small-chatglm3-with-ptuning", "small-codegeex2"])
+@pytest.mark.parametrize(
+    "name", ["small-chatglm", "small-chatglm-int4", "small-chatglm2-int4", "small-chatglm3-with-ptuning",
+             "small-codegeex2"]
+)  # fmt: skip
 def test_every_kind_of_checkpoint(name, tmp_path, ops, monkeypatch):
     folder = complete_folder(name, tmp_path)
     first = logits(folder, ops)
     no_filling(monkeypatch)
     assert torch.equal(logits(folder, ops), first)
+
+
+def test_a_quantized_embedding_is_not_kept(tmp_path, ops, caplog):
+    folder = complete_folder("small-chatglm-int4-qe", tmp_path)
+    assert torch.equal(logits(folder, ops), logits(folder, ops))
+    assert not cached(folder).exists() and "made again" not in caplog.text
+
+
+def test_a_file_that_lacks_a_tensor_leaves_the_network_empty(demo, ops, caplog):
+    first = logits(demo, ops)
+    with safe_open(cached(demo), "pt") as file:
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    del tensors["transformer.encoder.final_layernorm.weight"]
+    metadata["sums"] = json.dumps({name: json.loads(metadata["sums"])[name] for name in tensors})
+    save_file(tensors, cached(demo), metadata)
+    assert torch.equal(logits(demo, ops), first)
+    assert "made again" in caplog.text and "unknown tensors" not in caplog.text
+
+
+def test_what_fails_while_it_is_read_does_not_go_on_hashing(tmp_path, monkeypatch):
+    gate, paths = threading.Event(), [tmp_path / f"model-{i}" for i in range(5)]
+    monkeypatch.setattr(cache, "_sha256", lambda path: gate.wait(30))
+    kept = cache.NetworkCache(tmp_path, 4, paths)
+    try:
+        with pytest.raises(KeyboardInterrupt), kept.hashing():
+            raise KeyboardInterrupt
+        assert all(kept._hashing[path.name].cancelled() for path in paths[1:])
+    finally:
+        gate.set()
 
 
 def test_a_copied_folder_needs_no_quantizing(demo, ops, tmp_path, monkeypatch):
