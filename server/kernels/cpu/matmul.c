@@ -7,7 +7,7 @@
 #include "tiles.h"
 #include "variant.h"
 
-enum { HALF = GROUP / 2, QUADS = GROUP / 4, TILES_AT_ONCE = 4, ROWS_AT_ONCE = 8, BLOCK_ROWS = 64 };
+enum { HALF = GROUP / 2, QUADS = GROUP / 4, TILES_AT_ONCE = 4, ROWS_AT_ONCE = 8, BLOCK_ROWS = 64, AHEAD = 8192 };
 
 typedef int32_t __attribute__((may_alias)) Quad; /* four values of x */
 
@@ -84,12 +84,12 @@ static ALWAYS_INLINE void unpack(const uint8_t *codes, bytes table, int bits, by
     for (int q = 0; q < 8; q++) {
         bytes packed = load_bytes(codes + 64 * q);
         if (bits == 4) {
-            prefetch(codes + 64 * q + 4096);
+            prefetch(codes + 64 * q + AHEAD);
             w[q] = low_nibbles(packed, table);
             w[q + 8] = high_nibbles(packed, table);
         } else {
-            prefetch(codes + 128 * q + 8192);
-            prefetch(codes + 128 * q + 8192 + 64);
+            prefetch(codes + 128 * q + AHEAD);
+            prefetch(codes + 128 * q + AHEAD + 64);
             w[q] = shifted(packed);
             w[q + 8] = shifted(load_bytes(codes + 64 * (q + 8)));
         }
@@ -116,6 +116,7 @@ static ALWAYS_INLINE void multiply(const Linear *m, int64_t tile, int64_t row, i
         unpack(codes, table, bits, w);
         int64_t at = (tile * groups + g) * LANES;
         const uint16_t *halves = (const uint16_t *)m->scales + 2 * at;
+        prefetch((const char *)m->scales + (bits == 4 ? at : 4 * at) + 512);
         floats scale = bits == 4 ? load_int8((const int8_t *)m->scales + at) : load_half(halves);
         floats second_scale = bits == 4 ? scale : load_half(halves + LANES);
         for (int r = 0; r < rows; r++) {

@@ -45,9 +45,8 @@ enum { WORKER_BITS = 8, MOST_WORKERS = 255, SPINS = 20000 /* some 200 microsecon
 static struct {
     Job job;
     const void *arguments;
-    int64_t count, grain;
-    _Atomic int64_t next; /* first item that nobody has taken */
-    atomic_int busy;      /* workers that have not finished this job */
+    int64_t grain;
+    atomic_int busy; /* workers that have not finished this job */
     /* Number of the job, and in the low 8 bits how many workers take part in it. One word, since a worker that is late
        and goes by another job's count would join a job that does not wait for it. */
     atomic_uint ticket;
@@ -58,12 +57,30 @@ static struct {
     Condition woken;
 } pool = {.sleep_lock = LOCK_READY, .caller_lock = LOCK_READY, .woken = CONDITION_READY};
 
-static void take_pieces(void) {
-    for (;;) {
-        int64_t begin = atomic_fetch_add(&pool.next, pool.grain);
-        if (begin >= pool.count) return;
-        int64_t end = begin + pool.grain;
-        pool.job(pool.arguments, begin, end < pool.count ? end : pool.count);
+/* One thread's part of a job: neighbouring items, since what follows in memory is fetched in advance. */
+static struct {
+    _Alignas(64) _Atomic int64_t next; /* first item that nobody has taken */
+    int64_t end;
+} shares[MOST_WORKERS + 1];
+
+static void share_out(int64_t count, int threads) {
+    int64_t pieces = (count + pool.grain - 1) / pool.grain;
+    for (int i = 0; i < threads; i++) {
+        int64_t end = pieces * (i + 1) / threads * pool.grain;
+        atomic_store(&shares[i].next, pieces * i / threads * pool.grain);
+        shares[i].end = end < count ? end : count;
+    }
+}
+
+/* Piece by piece of a thread's own share, then what the others have not come to. */
+static void take_pieces(int own, int threads) {
+    for (int i = 0; i < threads; i++) {
+        int of = (own + i) % threads;
+        for (;;) {
+            int64_t begin = atomic_fetch_add(&shares[of].next, pool.grain), end = begin + pool.grain;
+            if (begin >= shares[of].end) break;
+            pool.job(pool.arguments, begin, end < shares[of].end ? end : shares[of].end);
+        }
     }
 }
 
@@ -85,8 +102,9 @@ static void work(int number) {
     for (;;) {
         await_job(seen);
         seen = atomic_load(&pool.ticket);
-        if (number < (int)(seen & MOST_WORKERS)) {
-            take_pieces();
+        int workers = (int)(seen & MOST_WORKERS);
+        if (number < workers) {
+            take_pieces(number + 1, workers + 1);
             atomic_fetch_sub(&pool.busy, 1);
         }
     }
@@ -132,8 +150,8 @@ void run_parallel(Job job, const void *arguments, int64_t count, int64_t grain) 
         return;
     }
     int workers = atomic_load(&pool.wanted);
-    pool.job = job, pool.arguments = arguments, pool.count = count, pool.grain = grain;
-    atomic_store(&pool.next, 0);
+    pool.job = job, pool.arguments = arguments, pool.grain = grain;
+    share_out(count, workers + 1);
     atomic_store(&pool.busy, workers);
     unsigned job_number = (atomic_load(&pool.ticket) >> WORKER_BITS) + 1;
     atomic_store(&pool.ticket, job_number << WORKER_BITS | (unsigned)workers);
@@ -142,7 +160,7 @@ void run_parallel(Job job, const void *arguments, int64_t count, int64_t grain) 
         wake_all(&pool.woken);
         unlock(&pool.sleep_lock);
     }
-    take_pieces();
+    take_pieces(0, workers + 1);
     for (int spins = 0; atomic_load_explicit(&pool.busy, memory_order_acquire);)
         if (spins < SPINS) spins++, PAUSE();
         else give_way();
