@@ -26,14 +26,14 @@ class KVCache:
     ):
         self.slots = slots
         self.capacity = capacity
-        self._offset = prefix[0].shape[1] if prefix else 0
-        size = (shape.layers, slots, shape.groups, self._offset + capacity, shape.head_dim)
+        self.offset = prefix[0].shape[1] if prefix else 0
+        size = (shape.layers, slots, shape.groups, self.offset + capacity, shape.head_dim)
         # left unset: on the CPU the system gives the pages only when a long conversation reaches them
-        self._keys = torch.empty(size, dtype=dtype, device=device)
-        self._values = torch.empty(size, dtype=dtype, device=device)
+        self.keys = torch.empty(size, dtype=dtype, device=device)
+        self.values = torch.empty(size, dtype=dtype, device=device)
         if prefix:
-            self._keys[..., : self._offset, :] = prefix[0].transpose(1, 2).unsqueeze(1)
-            self._values[..., : self._offset, :] = prefix[1].transpose(1, 2).unsqueeze(1)
+            self.keys[..., : self.offset, :] = prefix[0].transpose(1, 2).unsqueeze(1)
+            self.values[..., : self.offset, :] = prefix[1].transpose(1, 2).unsqueeze(1)
 
     @staticmethod
     def bytes_needed(shape: KVShape, slots: int, capacity: int, dtype: torch.dtype) -> int:
@@ -44,15 +44,15 @@ class KVCache:
         self, layer: int, segment: Segment, key: torch.Tensor, value: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """See ``models.base.KVCache.update``; the results are views, nothing is copied."""
-        begin = self._offset + segment.start
+        begin = self.offset + segment.start
         end = begin + segment.length
-        keys, values = self._keys[layer, segment.slot], self._values[layer, segment.slot]
+        keys, values = self.keys[layer, segment.slot], self.values[layer, segment.slot]
         keys[:, begin:end] = key.transpose(0, 1)
         values[:, begin:end] = value.transpose(0, 1)
         return keys[:, :end], values[:, :end]
 
     def copy(self, source: int, target: int, tokens: int) -> None:
         """Copy the first ``tokens`` tokens of one slot to another."""
-        part = slice(self._offset, self._offset + tokens)
-        self._keys[:, target, :, part] = self._keys[:, source, :, part]
-        self._values[:, target, :, part] = self._values[:, source, :, part]
+        part = slice(self.offset, self.offset + tokens)
+        self.keys[:, target, :, part] = self.keys[:, source, :, part]
+        self.values[:, target, :, part] = self.values[:, source, :, part]

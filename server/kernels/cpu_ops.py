@@ -6,40 +6,17 @@ What they do not take (other dtypes, unquantized matrices, odd shapes) plain tor
 from __future__ import annotations
 
 import ctypes
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from server.kernels.build import VARIANTS, NoKernels, load_library
-from server.kernels.ops import QuantWeight
+from server.kernels.cpu_decoder import CpuDecoder
+from server.kernels.cpu_weights import GROUP, MOST_DIM, TILE, Activations, Linear, TiledWeight, pointer
+from server.kernels.ops import DecoderLayer, QuantWeight
 from server.kernels.quantize import GROUP_SIZE, INT4_TABLE
 from server.kernels.torch_ops import TorchOps
-
-TILE, GROUP = 16, 64  # rows and columns that lie together in cpu/tiles.h
-_MOST_DIM = 256  # values of a head that the attention kernel has room for
-
-
-@dataclass(frozen=True)
-class TiledWeight:
-    """A quantized matrix as cpu/tiles.h lays it out."""
-
-    codes: torch.Tensor  # uint8
-    scales: torch.Tensor  # int8 for 4 bits, float16 for 8
-    row_scales: torch.Tensor | None  # float32, for 4 bits
-    table: torch.Tensor | None  # int8 [16], for 4 bits
-    in_features: int
-    out_features: int
-
-    @property
-    def bits(self) -> int:
-        return 8 if self.table is None else 4
-
-
-class _Linear(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_void_p) for name in ("codes", "scales", "row_scales", "table", "bias", "x", "y")]
-    _fields_ += [(name, ctypes.c_int64) for name in ("M", "K", "N")]
-    _fields_ += [(name, ctypes.c_void_p) for name in ("quantized", "x_scales", "x_offsets")]
 
 
 class _RmsNorm(ctypes.Structure):
@@ -56,9 +33,12 @@ class _Rotary(ctypes.Structure):
     _fields_ += [(name, ctypes.c_int64) for name in ("rows", "heads", "dim", "pairs", "stride")]
 
 
+_ATTENTION_SIZES = ("n", "heads", "groups", "length", "dim", "stride", "query_stride", "context")
+
+
 class _Attention(ctypes.Structure):
     _fields_ = [(name, ctypes.c_void_p) for name in ("query", "key", "value", "y")]
-    _fields_ += [(name, ctypes.c_int64) for name in ("n", "heads", "groups", "length", "dim", "stride", "context")]
+    _fields_ += [(name, ctypes.c_int64) for name in _ATTENTION_SIZES]
 
 
 class _Quantize(ctypes.Structure):
@@ -94,7 +74,7 @@ class CpuOps(TorchOps):
         self.threads = library.set_threads(threads)
         self._call = {
             name: getattr(library, f"{name}_{self.variant}")
-            for name in ("linear", "rms_norm", "swiglu", "rotary", "attention", "quantize_int4", "pack")
+            for name in ("linear", "rms_norm", "swiglu", "rotary", "attention", "decoder", "quantize_int4", "pack")
         }
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -126,13 +106,14 @@ class CpuOps(TorchOps):
         (n, heads, dim), (groups, length, _) = query.shape, key.shape
         halves = key.dtype == value.dtype == torch.float16 and query.dtype == torch.float32
         alike = key.shape == value.shape == (groups, length, dim) and key.stride() == value.stride()
-        if not halves or not alike or key.stride()[1:] != (dim, 1) or dim > _MOST_DIM or n > length:
+        if not halves or not alike or key.stride()[1:] != (dim, 1) or dim > MOST_DIM or n > length:
             return super().attention(query, key, value, context=context)
-        query = query.contiguous()
+        if query.stride()[1:] != (dim, 1):
+            query = query.contiguous()
         y = query.new_empty(n, heads * dim)
         pointers = (tensor.data_ptr() for tensor in (query, key, value, y))
-        context = min(context, length)
-        self._run("attention", _Attention(*pointers, n, heads, groups, length, dim, key.stride(0), context))
+        sizes = (n, heads, groups, length, dim, key.stride(0), query.stride(0), min(context, length))
+        self._run("attention", _Attention(*pointers, *sizes))
         return y
 
     def quantize(self, weight: torch.Tensor, bits: int) -> QuantWeight:
@@ -173,17 +154,16 @@ class CpuOps(TorchOps):
             return super().quant_linear(x, weight, bias)
         dtype, x = x.dtype, x.float().contiguous()
         bias = None if bias is None else bias.float().contiguous()
-        rows, groups = x.shape[0], -(-weight.in_features // GROUP)
         if x.shape[1] != weight.in_features or (bias is not None and len(bias) != weight.out_features):
             raise ValueError(f"{list(x.shape)} times a matrix of {weight.out_features} x {weight.in_features}")
+        rows, space = x.shape[0], Activations(x.shape[0], weight.in_features)
         y = x.new_empty(rows, weight.out_features)
-        quantized = torch.empty(rows, groups * GROUP, dtype=torch.int8)
-        x_scales, x_offsets = torch.empty(rows, groups), torch.empty(rows, groups, 2, dtype=torch.int32)
-        given = (weight.codes, weight.scales, weight.row_scales, weight.table, bias, x, y)
-        pointers = [None if tensor is None else tensor.data_ptr() for tensor in given]
-        scratch = [tensor.data_ptr() for tensor in (quantized, x_scales, x_offsets)]
-        self._run("linear", _Linear(*pointers, rows, weight.in_features, weight.out_features, *scratch))
+        arguments = Linear(weight.matrix, pointer(bias), x.data_ptr(), y.data_ptr(), rows, *space.pointers)
+        self._run("linear", arguments)
         return y.to(dtype)
+
+    def decoder(self, layers: Sequence[DecoderLayer]) -> CpuDecoder | None:
+        return CpuDecoder(layers, self._call["decoder"]) if CpuDecoder.takes(layers) else None
 
     def _run(self, name: str, arguments: ctypes.Structure) -> None:
         self._call[name](ctypes.byref(arguments))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -32,6 +33,45 @@ class QuantWeight:
     @property
     def out_features(self) -> int:
         return self.codes.shape[0]
+
+
+@dataclass(frozen=True)
+class DecoderLayer:
+    """A layer of ChatGLM2: x += dense(attention(query_key_value(norm(x)))), then x += to_h(swiglu(h_to_4h(norm(x)))).
+
+    The matrices are as ``Ops.prepare`` made them, or float tensors [out_features, in_features] where nothing is
+    quantized. ``bias`` is that of query_key_value: all queries, then keys, then values of ``head_dim`` each.
+    """
+
+    input_norm: torch.Tensor  # [hidden]
+    query_key_value: Any
+    bias: torch.Tensor | None
+    dense: Any
+    post_attention_norm: torch.Tensor
+    h_to_4h: Any
+    to_h: Any
+    heads: int
+    groups: int
+    head_dim: int
+    eps: float
+
+
+class Decoder(Protocol):
+    """All layers of a network in one call."""
+
+    def __call__(
+        self,
+        x: torch.Tensor,
+        cos_sin: torch.Tensor,
+        segments: Sequence[tuple[int, int, int]],
+        keys: torch.Tensor,
+        values: torch.Tensor,
+    ) -> torch.Tensor | None:
+        """x [T, hidden] behind the last layer, and its keys and values stored; None for dtypes that this cannot take.
+
+        ``cos_sin`` as for ``Ops.rotary_interleaved``. Each of ``segments`` is (slot, start, length): as many rows of x
+        stand behind ``start`` others in that slot. ``keys`` and ``values``: [layers, slots, groups, places, head_dim].
+        """
 
 
 class Ops(Protocol):
@@ -82,3 +122,6 @@ class Ops(Protocol):
 
     def quant_linear(self, x: torch.Tensor, weight: Any, bias: torch.Tensor | None) -> torch.Tensor:
         """x [T, in_features] times the transposed prepared weight, plus bias [out_features]; [T, out_features]."""
+
+    def decoder(self, layers: Sequence[DecoderLayer]) -> Decoder | None:
+        """All layers as one call, where the back end has one: else they are computed operation by operation."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 
 from server.kernels import quantize
-from server.kernels.ops import QuantWeight
+from server.kernels.ops import DecoderLayer, QuantWeight
 
 # values of a weight that are unpacked at once: small beside a model, large enough for the matrix product
 _BLOCK_VALUES = 1 << 22
@@ -80,6 +82,9 @@ class TorchOps:
             rows = slice(start, start + step)
             out[:, rows] = F.linear(x, dequantize(weight, x.dtype, rows), None if bias is None else bias[rows])
         return out
+
+    def decoder(self, layers: Sequence[DecoderLayer]) -> None:
+        return None
 
 
 def _mask(n: int, length: int, context: int, device: torch.device) -> dict:

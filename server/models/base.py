@@ -50,7 +50,15 @@ class KVShape(NamedTuple):
 
 
 class KVCache(Protocol):
-    """Where keys and values of sequences live between steps."""
+    """Where keys and values of sequences live between steps.
+
+    ``keys`` and ``values`` [layers, slots, groups, places, head_dim] are all of them: for networks whose layers are one
+    call of the back end. A P-tuning prefix takes the first ``offset`` places of every slot.
+    """
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    offset: int
 
     def update(
         self, layer: int, segment: Segment, key: torch.Tensor, value: torch.Tensor

@@ -24,7 +24,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from server.kernels.cpu_ops import CpuOps, TiledWeight
+from server.kernels.cpu_ops import CpuOps
+from server.kernels.cpu_weights import TiledWeight
 from server.quant.linear import QuantLinear
 
 log = logging.getLogger(__name__)

@@ -1,19 +1,13 @@
 /* Attention of the newest tokens of one sequence to all of it, with softmax in one pass (Milakov and Gimelshein,
    https://arxiv.org/abs/1805.02867). Keys and values are float16, everything else float32. */
+#include "attention.h"
+
 #include "maths.h"
 #include "simd.h"
 #include "threads.h"
 #include "variant.h"
 
 enum { ROWS = 8, KEYS = 32, MOST_DIM = 256 };
-
-typedef struct {
-    const float *query;          /* [n][heads][dim] */
-    const uint16_t *key, *value; /* [groups][length][dim], groups `stride` values apart */
-    float *y;                    /* [n][heads][dim] */
-    int64_t n, heads, groups, length, dim, stride;
-    int64_t context; /* the first keys, which every query sees */
-} Attention;
 
 /* Query rows of one group: the heads that share it, token by token. */
 typedef struct {
@@ -28,18 +22,6 @@ static ALWAYS_INLINE float product(const float *a, const float *b, int64_t dim) 
     float sum = 0;
     for (int64_t i = 0; i < dim; i++) sum += a[i] * b[i];
     return sum;
-}
-
-static void widen(const uint16_t *halves, float *out, int64_t count) {
-    int64_t i = 0;
-    for (; i + LANES <= count; i += LANES) store_floats(out + i, load_half(halves + i));
-    if (i < count) {
-        uint16_t rest[LANES] = {0};
-        float wide[LANES];
-        memcpy(rest, halves + i, (size_t)(count - i) * sizeof *rest);
-        store_floats(wide, load_half(rest));
-        memcpy(out + i, wide, (size_t)(count - i) * sizeof *out);
-    }
 }
 
 /* One row and the keys and values of one stretch of the sequence. */
@@ -76,29 +58,32 @@ static ALWAYS_INLINE void attend_all(Block *b, const uint16_t *key, const uint16
         for (int64_t i = 0; i < dim; i++) b->y[r][i] = b->sums[r][i] / b->total[r];
 }
 
-static void attend_blocks(const void *arguments, int64_t begin, int64_t end) {
-    const Attention *a = arguments;
-    int64_t shared = a->heads / a->groups, rows = a->n * shared, blocks = (rows + ROWS - 1) / ROWS;
-    float scale = 1 / __builtin_sqrtf((float)a->dim);
-    for (int64_t unit = begin; unit < end; unit++) {
-        int64_t group = unit / blocks, first = unit % blocks * ROWS, length = 0;
-        Block b = {.count = rows - first < ROWS ? rows - first : ROWS};
-        for (int64_t r = 0; r < b.count; r++) {
-            int64_t token = (first + r) / shared, head = group * shared + (first + r) % shared;
-            int64_t at = (token * a->heads + head) * a->dim, causal = a->length - a->n + token + 1;
-            b.query[r] = a->query + at;
-            b.y[r] = a->y + at;
-            b.visible[r] = a->context > causal ? a->context : causal;
-            b.largest[r] = -__builtin_inff();
-            length = b.visible[r] > length ? b.visible[r] : length;
-        }
-        const uint16_t *key = a->key + group * a->stride, *value = a->value + group * a->stride;
-        if (a->dim == 128) attend_all(&b, key, value, length, 128, scale);
-        else attend_all(&b, key, value, length, a->dim, scale);
-    }
+/* How many blocks of rows there are, over all groups. */
+static inline int64_t attention_blocks(const Attention *a) {
+    return a->groups * ((a->n * (a->heads / a->groups) + ROWS - 1) / ROWS);
 }
 
-EXPORT void NAMED(attention)(const Attention *a) {
-    int64_t rows = a->n * (a->heads / a->groups);
-    run_parallel(attend_blocks, a, a->groups * ((rows + ROWS - 1) / ROWS), 1);
+static void attend_block(const Attention *a, int64_t block) {
+    int64_t shared = a->heads / a->groups, rows = a->n * shared, blocks = (rows + ROWS - 1) / ROWS;
+    int64_t group = block / blocks, first = block % blocks * ROWS, length = 0;
+    float scale = 1 / __builtin_sqrtf((float)a->dim);
+    Block b = {.count = rows - first < ROWS ? rows - first : ROWS};
+    for (int64_t r = 0; r < b.count; r++) {
+        int64_t token = (first + r) / shared, head = group * shared + (first + r) % shared;
+        int64_t causal = a->length - a->n + token + 1;
+        b.query[r] = a->query + token * a->query_stride + head * a->dim;
+        b.y[r] = a->y + (token * a->heads + head) * a->dim;
+        b.visible[r] = a->context > causal ? a->context : causal;
+        b.largest[r] = -__builtin_inff();
+        length = b.visible[r] > length ? b.visible[r] : length;
+    }
+    const uint16_t *key = a->key + group * a->stride, *value = a->value + group * a->stride;
+    if (a->dim == 128) attend_all(&b, key, value, length, 128, scale);
+    else attend_all(&b, key, value, length, a->dim, scale);
 }
+
+static void attend_blocks(const void *arguments, int64_t begin, int64_t end) {
+    for (int64_t block = begin; block < end; block++) attend_block(arguments, block);
+}
+
+EXPORT void NAMED(attention)(const Attention *a) { run_parallel(attend_blocks, a, attention_blocks(a), 1); }

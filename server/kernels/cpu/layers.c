@@ -1,5 +1,6 @@
 /* The small operations between the matrices; see kernels/ops.py for what each one means. All values are float32. */
-#include "maths.h"
+#include "layers.h"
+
 #include "threads.h"
 #include "variant.h"
 
@@ -14,10 +15,7 @@ static void rms_norm_rows(const void *arguments, int64_t begin, int64_t end) {
     const RmsNorm *a = arguments;
     for (int64_t row = begin; row < end; row++) {
         const float *x = a->x + row * a->width;
-        float *y = a->y + row * a->width, sum = 0;
-        for (int64_t i = 0; i < a->width; i++) sum += x[i] * x[i];
-        float scale = 1 / __builtin_sqrtf(sum / (float)a->width + a->eps);
-        for (int64_t i = 0; i < a->width; i++) y[i] = x[i] * scale * a->weight[i];
+        normed(x, a->weight, norm_scale(x, a->width, a->eps), a->y + row * a->width, a->width);
     }
 }
 
@@ -32,33 +30,15 @@ typedef struct {
 static void swiglu_rows(const void *arguments, int64_t begin, int64_t end) {
     const Swiglu *a = arguments;
     for (int64_t row = begin; row < end; row++) {
-        const float *gate = a->x + row * 2 * a->width, *up = gate + a->width;
-        float *y = a->y + row * a->width;
-        for (int64_t i = 0; i < a->width; i++) y[i] = gate[i] / (1 + exponential(-gate[i])) * up[i];
+        const float *gate = a->x + row * 2 * a->width;
+        gated(gate, gate + a->width, a->y + row * a->width, a->width);
     }
 }
 
 EXPORT void NAMED(swiglu)(const Swiglu *a) { run_parallel(swiglu_rows, a, a->rows, 4); }
 
-typedef struct {
-    float *x;             /* [rows][heads][dim], rows `stride` values apart; turned in place */
-    const float *cos_sin; /* [rows][pairs][2] */
-    int64_t rows, heads, dim, pairs, stride;
-} Rotary;
-
 static void rotary_rows(const void *arguments, int64_t begin, int64_t end) {
-    const Rotary *a = arguments;
-    for (int64_t row = begin; row < end; row++) {
-        const float *turn = a->cos_sin + row * a->pairs * 2;
-        for (int64_t head = 0; head < a->heads; head++) {
-            float *x = a->x + row * a->stride + head * a->dim;
-            for (int64_t t = 0; t < a->pairs; t++) {
-                float even = x[2 * t], odd = x[2 * t + 1], cosine = turn[2 * t], sine = turn[2 * t + 1];
-                x[2 * t] = even * cosine - odd * sine;
-                x[2 * t + 1] = odd * cosine + even * sine;
-            }
-        }
-    }
+    for (int64_t row = begin; row < end; row++) turn(arguments, row);
 }
 
 EXPORT void NAMED(rotary)(const Rotary *a) { run_parallel(rotary_rows, a, a->rows, 8); }

@@ -2,6 +2,9 @@
 
    tiles.h says how a matrix lies in memory. One register holds a weight for each of 16 rows and meets four values of x
    that all of them share, so that the sums of the rows never have to be added across lanes. */
+#include "matmul.h"
+
+#include "layers.h"
 #include "simd.h"
 #include "threads.h"
 #include "tiles.h"
@@ -11,21 +14,7 @@ enum { HALF = GROUP / 2, QUADS = GROUP / 4, TILES_AT_ONCE = 4, ROWS_AT_ONCE = 8,
 
 typedef int32_t __attribute__((may_alias)) Quad; /* four values of x */
 
-typedef struct {
-    const uint8_t *codes;
-    const void *scales;
-    const float *row_scales;
-    const int8_t *table; /* of 4-bit codes; NULL: 8 bits */
-    const float *bias;   /* or NULL */
-    const float *x;      /* [M][K] */
-    float *y;            /* [M][N] */
-    int64_t M, K, N;
-    int8_t *quantized;   /* [M][groups][64]; space for the three */
-    float *x_scales;     /* [M][groups] */
-    int32_t *x_offsets;  /* [M][groups][2 halves]: what the weights' offset adds to each sum, negated */
-} Linear;
-
-static inline int64_t groups_of(const Linear *m) { return (m->K + GROUP - 1) / GROUP; }
+static inline int64_t groups_of(const Linear *m) { return (m->matrix.K + GROUP - 1) / GROUP; }
 
 /* ------------------------------------------------------------------------------------------------------ activations */
 
@@ -66,15 +55,32 @@ static void quantize_activations(const float *x, int64_t count, int8_t *q, float
     *scale = largest / 127;
 }
 
+/* `count` values of row `row` of what the matrix is multiplied with, from `column` on; in `space` where they are made. */
+static const float *activations(const Linear *m, int64_t row, float scale, int64_t column, int64_t count, float *space) {
+    int64_t K = m->matrix.K;
+    if (m->source == GATED) {
+        const float *gate = m->x + row * 2 * K + column;
+        gated(gate, gate + K, space, count);
+        return space;
+    }
+    const float *x = m->x + row * K + column;
+    if (m->source == PLAIN) return x;
+    normed(x, m->norm + column, scale, space, count);
+    return space;
+}
+
 static void quantize_x(const void *arguments, int64_t begin, int64_t end) {
     const Linear *m = arguments;
-    int64_t groups = groups_of(m);
-    for (int64_t row = begin; row < end; row++)
+    int64_t groups = groups_of(m), K = m->matrix.K;
+    float space[GROUP];
+    for (int64_t row = begin; row < end; row++) {
+        float scale = m->source == NORMED ? norm_scale(m->x + row * K, K, m->eps) : 1;
         for (int64_t g = 0; g < groups; g++) {
-            int64_t at = row * groups + g, left = m->K - g * GROUP;
-            quantize_activations(m->x + row * m->K + g * GROUP, left < GROUP ? left : GROUP, m->quantized + at * GROUP,
-                                 m->x_scales + at, m->x_offsets + 2 * at);
+            int64_t at = row * groups + g, left = K - g * GROUP, count = left < GROUP ? left : GROUP;
+            const float *x = activations(m, row, scale, g * GROUP, count, space);
+            quantize_activations(x, count, m->quantized + at * GROUP, m->x_scales + at, m->x_offsets + 2 * at);
         }
+    }
 }
 
 /* ------------------------------------------------------------------------------------------------------------- sums */
@@ -98,26 +104,26 @@ static ALWAYS_INLINE void unpack(const uint8_t *codes, bytes table, int bits, by
 
 /* One row of y in the columns of one tile. */
 static ALWAYS_INLINE void store_sums(const Linear *m, int64_t tile, int64_t row, floats sums, int bits) {
-    int64_t column = tile * LANES, count = m->N - column < LANES ? m->N - column : LANES;
-    float y[LANES], *out = m->y + row * m->N + column;
-    store_floats(y, bits == 4 ? mul(sums, load_floats(m->row_scales + column)) : sums);
-    for (int64_t i = 0; i < count; i++) out[i] = y[i] + (m->bias ? m->bias[column + i] : 0);
+    int64_t N = m->matrix.N, column = tile * LANES, count = N - column < LANES ? N - column : LANES;
+    float y[LANES], *out = m->y + row * N + column;
+    store_floats(y, bits == 4 ? mul(sums, load_floats(m->matrix.row_scales + column)) : sums);
+    for (int64_t i = 0; i < count; i++) out[i] = y[i] + (m->bias ? m->bias[column + i] : 0) + (m->add ? out[i] : 0);
 }
 
 /* `rows` rows of x, from `row` on, times one tile; rows and bits are constants of the caller's. */
 static ALWAYS_INLINE void multiply(const Linear *m, int64_t tile, int64_t row, int rows, int bits) {
     int64_t groups = groups_of(m), size = GROUP * LANES * bits / 8;
-    const uint8_t *codes = m->codes + tile * groups * size;
-    bytes table = bits == 4 ? table_of(m->table) : load_bytes(codes);
+    const uint8_t *codes = m->matrix.codes + tile * groups * size;
+    bytes table = bits == 4 ? table_of(m->matrix.table) : load_bytes(codes);
     floats sums[ROWS_AT_ONCE];
     for (int r = 0; r < rows; r++) sums[r] = floats_of(0);
     for (int64_t g = 0; g < groups; g++, codes += size) {
         bytes w[QUADS];
         unpack(codes, table, bits, w);
         int64_t at = (tile * groups + g) * LANES;
-        const uint16_t *halves = (const uint16_t *)m->scales + 2 * at;
-        prefetch((const char *)m->scales + (bits == 4 ? at : 4 * at) + 512);
-        floats scale = bits == 4 ? load_int8((const int8_t *)m->scales + at) : load_half(halves);
+        const uint16_t *halves = (const uint16_t *)m->matrix.scales + 2 * at;
+        prefetch((const char *)m->matrix.scales + (bits == 4 ? at : 4 * at) + 512);
+        floats scale = bits == 4 ? load_int8((const int8_t *)m->matrix.scales + at) : load_half(halves);
         floats second_scale = bits == 4 ? scale : load_half(halves + LANES);
         for (int r = 0; r < rows; r++) {
             int64_t of_x = (row + r) * groups + g;
@@ -147,22 +153,23 @@ static ALWAYS_INLINE void multiply_rows(const Linear *m, int64_t tile, int bits)
 static void multiply_tiles(const void *arguments, int64_t begin, int64_t end) {
     const Linear *m = arguments;
     for (int64_t tile = begin; tile < end; tile++)
-        if (m->table) multiply_rows(m, tile, 4);
+        if (m->matrix.table) multiply_rows(m, tile, 4);
         else multiply_rows(m, tile, 8);
 }
 
-/* y = x W^T + b. */
-EXPORT void NAMED(linear)(const Linear *m) {
+static void linear(const Linear *m) {
     run_parallel(quantize_x, m, m->M, 4);
-    int64_t tiles = (m->N + LANES - 1) / LANES, groups = groups_of(m);
+    int64_t tiles = (m->matrix.N + LANES - 1) / LANES, groups = groups_of(m);
     /* a block of rows of x stays in the cache while all tiles pass by */
     for (int64_t row = 0; row < m->M; row += BLOCK_ROWS) {
         Linear block = *m;
         block.M = m->M - row < BLOCK_ROWS ? m->M - row : BLOCK_ROWS;
-        block.y += row * m->N;
+        block.y += row * m->matrix.N;
         block.quantized += row * groups * GROUP;
         block.x_scales += row * groups;
         block.x_offsets += 2 * row * groups;
         run_parallel(multiply_tiles, &block, tiles, TILES_AT_ONCE);
     }
 }
+
+EXPORT void NAMED(linear)(const Linear *m) { linear(m); }

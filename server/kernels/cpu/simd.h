@@ -44,6 +44,9 @@ static inline floats load_int8(const int8_t *p) {
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)));
 }
 static inline floats load_half(const uint16_t *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }
+static inline void store_half(uint16_t *p, floats v) {
+    _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
 /* no function: GCC 12 takes one that does nothing else for one that does nothing */
 #define prefetch(p) _mm_prefetch((const char *)(p), _MM_HINT_T0)
 
@@ -119,6 +122,11 @@ static inline floats load_int8(const int8_t *p) {
 static inline floats load_half(const uint16_t *p) {
     const __m128i *halves = (const __m128i *)p;
     return (floats){{_mm256_cvtph_ps(_mm_loadu_si128(halves)), _mm256_cvtph_ps(_mm_loadu_si128(halves + 1))}};
+}
+static inline void store_half(uint16_t *p, floats v) {
+    __m128i *halves = (__m128i *)p;
+    _mm_storeu_si128(halves, _mm256_cvtps_ph(v.v[0], _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+    _mm_storeu_si128(halves + 1, _mm256_cvtps_ph(v.v[1], _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
 /* no function: GCC 12 takes one that does nothing else for one that does nothing */
 #define prefetch(p) _mm_prefetch((const char *)(p), _MM_HINT_T0)
@@ -215,6 +223,53 @@ static inline floats load_half(const uint16_t *p) {
     }
     return r;
 }
+static inline void store_half(uint16_t *p, floats v) {
+    EACH_LANE {
+        /* the same source: the largest numbers become infinity, the smallest are rounded by an addition */
+        uint32_t bits, sign, magic = 126u << 23;
+        memcpy(&bits, &v.v[i], 4);
+        sign = bits & 0x80000000u;
+        bits ^= sign;
+        if (bits >= 0x47800000u) {
+            bits = bits > 0x7f800000u ? 0x7e00 : 0x7c00;
+        } else if (bits < 0x38800000u) {
+            float value, half;
+            memcpy(&value, &bits, 4);
+            memcpy(&half, &magic, 4);
+            value += half;
+            memcpy(&bits, &value, 4);
+            bits -= magic;
+        } else {
+            bits = (bits - 0x38000000u + 0xfff + (bits >> 13 & 1)) >> 13;
+        }
+        p[i] = (uint16_t)(bits | sign >> 16);
+    }
+}
 #define prefetch(p) ((void)(p))
 #undef EACH_LANE
 #endif
+
+/* Any number of values. */
+static inline void widen(const uint16_t *halves, float *out, int64_t count) {
+    int64_t i = 0;
+    for (; i + LANES <= count; i += LANES) store_floats(out + i, load_half(halves + i));
+    if (i < count) {
+        uint16_t rest[LANES] = {0};
+        float wide[LANES];
+        memcpy(rest, halves + i, (size_t)(count - i) * sizeof *rest);
+        store_floats(wide, load_half(rest));
+        memcpy(out + i, wide, (size_t)(count - i) * sizeof *out);
+    }
+}
+
+static inline void narrow(const float *values, uint16_t *out, int64_t count) {
+    int64_t i = 0;
+    for (; i + LANES <= count; i += LANES) store_half(out + i, load_floats(values + i));
+    if (i < count) {
+        float rest[LANES] = {0};
+        uint16_t halves[LANES];
+        memcpy(rest, values + i, (size_t)(count - i) * sizeof *rest);
+        store_half(halves, load_floats(rest));
+        memcpy(out + i, halves, (size_t)(count - i) * sizeof *out);
+    }
+}

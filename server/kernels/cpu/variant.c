@@ -6,4 +6,5 @@
 #include "attention.c"
 #include "layers.c"
 #include "matmul.c"
+#include "decoder.c"
 #include "quantize.c"

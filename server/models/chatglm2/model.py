@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import nn
 
-from server.kernels.ops import Ops
+from server.kernels.ops import Decoder, DecoderLayer, Ops
 from server.models.base import ForwardBatch, KVCache, KVShape, Segment
 from server.models.fields import flag, number, require
 
@@ -156,6 +157,23 @@ class Layer(nn.Module):
         x = x + self.self_attention(self.input_layernorm(x), cos_sin, segments, cache)
         return x + self.mlp(self.post_attention_layernorm(x))
 
+    def described(self, config: NetworkConfig) -> DecoderLayer:
+        """For ``Ops.decoder``."""
+        attention, mlp = self.self_attention, self.mlp
+        return DecoderLayer(
+            input_norm=self.input_layernorm.weight,
+            query_key_value=attention.query_key_value.weight,
+            bias=attention.query_key_value.bias,
+            dense=attention.dense.weight,
+            post_attention_norm=self.post_attention_layernorm.weight,
+            h_to_4h=mlp.dense_h_to_4h.weight,
+            to_h=mlp.dense_4h_to_h.weight,
+            heads=config.num_attention_heads,
+            groups=config.multi_query_group_num,
+            head_dim=config.kv_channels,
+            eps=config.layernorm_epsilon,
+        )
+
 
 class Embedding(nn.Module):
     def __init__(self, config: NetworkConfig):
@@ -168,6 +186,22 @@ class Encoder(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(Layer(config, i, ops) for i in range(config.num_layers))
         self.final_layernorm = RMSNorm(config.hidden_size, config.layernorm_epsilon, ops)
+        self._config = config
+        self._ops = ops
+
+    @cached_property
+    def _decoder(self) -> Decoder | None:
+        """Made at the first step, when all weights are there."""
+        return self._ops.decoder([layer.described(self._config) for layer in self.layers])
+
+    def forward(self, x: torch.Tensor, cos_sin: torch.Tensor, segments: list[Segment], cache: KVCache) -> torch.Tensor:
+        if self._decoder:
+            places = [(segment.slot, cache.offset + segment.start, segment.length) for segment in segments]
+            if (y := self._decoder(x, cos_sin, places, cache.keys, cache.values)) is not None:
+                return y
+        for layer in self.layers:
+            x = layer(x, cos_sin, segments, cache)
+        return x
 
 
 class Transformer(nn.Module):
@@ -198,7 +232,6 @@ class ChatGLM2Network(nn.Module):
         cos_sin = self._rotary.cos_sin(positions.to(batch.token_ids.device))
         encoder = self.transformer.encoder
         x = self.transformer.embedding.word_embeddings(batch.token_ids).to(encoder.final_layernorm.weight.dtype)
-        for layer in encoder.layers:
-            x = layer(x, cos_sin, segments, cache)
+        x = encoder(x, cos_sin, segments, cache)
         wanted = encoder.final_layernorm(x[batch.logit_rows])
         return self.transformer.output_layer(wanted).float()
