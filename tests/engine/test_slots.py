@@ -155,7 +155,7 @@ def test_any_order_of_rounds_gives_a_fresh_engines_answers(name):
 
 
 def poison(engine, prefix):
-    for tensor in (engine._runner._cache._keys, engine._runner._cache._values):
+    for tensor in (engine._runner._cache.keys, engine._runner._cache.values):
         tensor[..., prefix:, :] = torch.nan
 
 
