@@ -18,7 +18,7 @@ from server.core import GenerationRequest, SamplingParams
 from server.errors import ServerError, StartupError
 
 # A logit bias with which only these ids are drawn: whole pieces of text in every vocabulary. So no answer ends early,
-# and the server, which holds back ids that make no text yet, sends each at once.
+# and the servers, which hold back ids that make no text yet, send each at once.
 TEXT_ONLY = dict.fromkeys(range(300, 364), 100.0)
 
 

@@ -51,10 +51,7 @@ class Server(ABC):
         """How many tokens an event of the stream brings."""
 
     def ask(self, prompt_ids: list[int], new_tokens: int) -> Answer:
-        """Read one answer. Raises StartupError for an HTTP error or an answer that is much too short.
-
-        A token or two may be missing: random weights also draw what ends an answer, or half of a character.
-        """
+        """Read one answer. Raises StartupError for an HTTP error or an answer of another length."""
         body = json.dumps(self.body(prompt_ids, new_tokens))
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=ANSWERING)
         begin = time.perf_counter()
@@ -66,7 +63,7 @@ class Server(ABC):
         for event in _events(response):
             count += self.tokens(event)
             first = first or (time.perf_counter() if count else 0.0)
-        if count < max(1, new_tokens // 2):
+        if count != new_tokens:
             raise _failed(f"{count} tokens instead of {new_tokens}")
         return Answer(begin, first, time.perf_counter(), count)
 
@@ -150,7 +147,7 @@ class LlamaServer(Server):
 
     def body(self, prompt_ids: list[int], new_tokens: int) -> dict[str, Any]:
         return {"prompt": prompt_ids, "n_predict": new_tokens, "stream": True, "temperature": 0,
-                "ignore_eos": True, "cache_prompt": False, "return_tokens": True}  # fmt: skip
+                "logit_bias": list(TEXT_ONLY.items()), "cache_prompt": False, "return_tokens": True}  # fmt: skip
 
     def tokens(self, event: dict[str, Any]) -> int:
         return 0 if event.get("stop") else len(event["tokens"])
