@@ -1,4 +1,4 @@
-"""A Hugging Face Hub and a ModelScope on 127.0.0.1, well behaved or not: what a download asks of them, over real HTTP."""
+"""A Hugging Face Hub and a ModelScope on 127.0.0.1, well behaved or not: what a download asks for, over real HTTP."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ class Hub:
     answer hangs until the hub closes. ``claimed``: the size that the listing gives. ``announced``: the size that
     the answer's headers give. ``wrong``: other contents than the listing's. ``rate``: bytes per second of every answer.
     ``ignores_range``, ``compresses``: as they say.
-    ``moved``: old repository -> new one, redirected as the Hub does. ``elsewhere``: files are redirected to /cdn.
+    ``moved``: old repository -> new one, redirected as the Hub does. ``elsewhere``: files are redirected to /cdn on
+    this server. ``slow_after``: after so many bytes the answer goes on with 20 kB per second.
     ``unhashed``: listings have no SHA-256.
     """
 
@@ -46,7 +47,8 @@ class Hub:
         self.ignores_range = False
         self.compresses = False
         self.moved: dict[str, str] = {}
-        self.elsewhere = False
+        self.elsewhere: str | None = None
+        self.slow_after: dict[str, int] = {}
         self.unhashed = False
         self.stalled = threading.Event()
         self.closing = threading.Event()
@@ -78,7 +80,7 @@ class Hub:
     def ranges(self, name: str | None = None) -> list:
         """(file, Range) of every request for a file's contents, or only the ranges of one file."""
         found = [(path.rpartition("/")[2], asked) for method, path, asked in self.requests
-                 if method == "GET" and re.search(r"/resolve/|/repo/file/", path)]  # fmt: skip
+                 if method == "GET" and re.search(r"/resolve/|/repo/file/|/cdn/", path)]  # fmt: skip
         return found if name is None else [asked for file, asked in found if file == name]
 
 
@@ -156,7 +158,7 @@ class _Handler(BaseHTTPRequestHandler):
         if name not in self.hub.repositories.get(repository, {}):
             return self._send(404, b"", **{"X-Error-Code": "EntryNotFound"})
         if self.hub.elsewhere:
-            return self._send(302, b"", Location=f"/cdn/{repository}/{name}")
+            return self._send(302, b"", Location=f"{self.hub.elsewhere}/cdn/{repository}/{name}")
         return self._contents(repository, name)
 
     def _contents(self, repository: str, name: str):
@@ -184,10 +186,10 @@ class _Handler(BaseHTTPRequestHandler):
             return
         hub = self.hub
         try:
-            if name in hub.cut:
+            if len(body) > hub.cut.get(name, len(body)):
                 self._write(body[: hub.cut.pop(name)])
                 self.close_connection = True
-            elif name in hub.reset:
+            elif len(body) > hub.reset.get(name, len(body)):
                 self._write(body[: hub.reset.pop(name)])
                 self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 self.connection.close()  # with unsent data thrown away, which makes it a reset
@@ -197,6 +199,12 @@ class _Handler(BaseHTTPRequestHandler):
                 hub.stalled.set()
                 hub.closing.wait(60)
                 self.close_connection = True
+            elif name in hub.slow_after:
+                self._write(body[: hub.slow_after[name]])
+                for begin in range(hub.slow_after[name], len(body), 2000):
+                    self.wfile.write(body[begin : begin + 2000])
+                    if hub.closing.wait(0.1):
+                        break
             else:
                 self._write(body)
         except OSError:  # the client has left

@@ -51,7 +51,7 @@ class Transfer:
         self._givers: set[str] = set()  # whose bytes the part has, "" for those of an earlier run
         self._mixed = wanted.sha256 is not None  # whether a part may have pieces of several sources
         for supplier in wanted.suppliers:
-            supplier.failures = min(supplier.failures, 1)  # a new chance, but behind the others
+            supplier.failures = int(supplier.failures > 1)  # a new chance; behind the others, if it failed often
 
     def run(self) -> str:
         """SHA-256 of the file, which is then in its place.
@@ -77,8 +77,9 @@ class Transfer:
         size = part.stat().st_size
         if size and self._mixed:
             self._progress.say(f"  检查已有的 {readable(size)}", f"  checking the {readable(size)} that are there")
-        self._sha, self._at = hash_file(part, self._stop, lambda _: None), size
+        self._sha, self._at = hashlib.sha256(), size
         if size:
+            self._sha = hash_file(part, self._stop, lambda _: None)
             self._givers.add("")
         if size > self._wanted.size or not self._mixed:
             self._restart(file)
