@@ -16,10 +16,10 @@ from server.download.folder import (
     SENTENCE,
     ModelKind,
     incomplete,
+    is_superfluous,
     locate,
     missing_files,
     repositories,
-    supersedes,
 )
 from server.download.manifest import known_files
 from server.download.plan import is_weights, largest, make_plan
@@ -89,7 +89,7 @@ def _check(config: Config, folder: Path, kind: ModelKind, root: Path, stop: thre
     if any(sha256 is None for name, (_, sha256) in expected.items() if is_weights(name)):
         expected = {**expected, **_listed(config, folder, kind, root, stop)}
     expected = {name: what for name, what in expected.items()
-                if (folder / name).exists() or not supersedes(folder, name, kind)}  # fmt: skip
+                if not is_superfluous(folder, name)}  # fmt: skip
     with failures.disk_failures(folder):
         states = check_files(folder, expected, stop, zh=config.language == "zh", again=True)
     return states | dict.fromkeys(missing_files(folder, kind), State.ABSENT)
@@ -113,4 +113,5 @@ def _listed(config: Config, folder: Path, kind: ModelKind, root: Path, stop: thr
         suppliers, _ = find_suppliers(sources, names, client, lambda listing: largest(listing, kind), stop)
     if not suppliers:
         return {}
-    return {file.name: (file.size, file.sha256) for file in make_plan(suppliers, known_files(folder.name), kind)}
+    plan = make_plan(suppliers, known_files(folder.name), kind, folder)
+    return {file.name: (file.size, file.sha256) for file in plan}

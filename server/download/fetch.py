@@ -19,10 +19,10 @@ from server.download.folder import (
     Repositories,
     incomplete,
     is_published,
+    is_superfluous,
     locate,
     missing_files,
     repositories,
-    supersedes,
 )
 from server.download.manifest import known_files
 from server.download.plan import Wanted, choose_version, is_text, is_weights, largest, make_plan, wanted_files
@@ -133,7 +133,7 @@ class _Download:
         with failures.disk_failures(self._folder), self._lock(), web.open_client() as client:
             if self._is_right_without_asking() or not self._find_suppliers(client):
                 return
-            plan = [file for file in make_plan(self._suppliers, self._known, self._kind) if self._is_needed(file.name)]
+            plan = make_plan(self._suppliers, self._known, self._kind, self._folder)
             self._refuse_if_lacking(file.name for file in plan)
             if self._announce:
                 self._announce(sum(file.size for file in plan), self._suppliers[0].source)
@@ -148,9 +148,6 @@ class _Download:
 
     def _say(self, zh: str, en: str) -> None:
         print(zh if self._zh else en, flush=True)
-
-    def _is_needed(self, name: str) -> bool:
-        return (self._folder / name).exists() or not supersedes(self._folder, name, self._kind)
 
     @contextlib.contextmanager
     def _lock(self) -> Iterator[None]:
@@ -175,7 +172,8 @@ class _Download:
         record = Record(self._folder)
         weights = [path.name for path in self._folder.iterdir() if is_weights(path.name)]
         expected = {name: (None, record.published(name)) for name in weights}
-        expected |= {name: (file.size, file.sha256) for name, file in self._known.items() if self._is_needed(name)}
+        known = {name: file for name, file in self._known.items() if not is_superfluous(self._folder, name)}
+        expected |= {name: (file.size, file.sha256) for name, file in known.items()}
         return all(sha256 for _, sha256 in expected.values()) and not self._wrong(expected)
 
     def _find_suppliers(self, client: httpx2.Client) -> bool:

@@ -133,10 +133,16 @@ def missing_files(folder: Path, kind: ModelKind = CHAT) -> list[str]:
     return missing + _missing_weights(folder)
 
 
-def supersedes(folder: Path, name: str, kind: ModelKind = CHAT) -> bool:
-    """Whether the folder is complete without this file: its pickles were converted."""
-    converted = any(_has(folder, path.name) for path in folder.glob("*.safetensors"))
-    return converted and name.startswith("pytorch_model") and not missing_files(folder, kind)
+def has_pickles(folder: Path) -> bool:
+    """Whether the weights that are there, or begun, are pickles and nothing else."""
+    return any(folder.glob("pytorch_model*.bin*")) and not any(folder.glob("*.safetensors*"))
+
+
+def is_superfluous(folder: Path, name: str) -> bool:
+    """Whether the folder is complete without this file: pickles, where all the weights are there as safetensors."""
+    index = folder / "model.safetensors.index.json"
+    whole = not _absent_shards(folder, index) if index.is_file() else _has(folder, "model.safetensors")
+    return whole and name.startswith("pytorch_model") and not (folder / name).exists()
 
 
 def is_begun(folder: Path) -> bool:
@@ -194,23 +200,21 @@ def _weights(folder: Path) -> list[Path]:
 
 
 def _missing_weights(folder: Path) -> list[str]:
-    lacking = []
-    for index in INDEXES:
-        path = folder / index
-        if path.is_file():
-            try:
-                shards = sorted(set(json.loads(path.read_bytes())["weight_map"].values()))
-            except (OSError, ValueError, KeyError, AttributeError, TypeError):
-                shards = [index]
-            absent = [shard for shard in shards if shard == index or not _has(folder, str(shard))]
-            if not absent:
-                return []
-            lacking.append(absent)
+    lacking = [_absent_shards(folder, folder / index) for index in INDEXES if (folder / index).is_file()]
     if lacking:
         return min(lacking, key=len)
     if any(_has(folder, path.name) for path in _weights(folder)):
         return []
     return sorted(path.name for path in _weights(folder)) or [_ANY_WEIGHTS]
+
+
+def _absent_shards(folder: Path, index: Path) -> list[str]:
+    """The files that an index names and that are not there; the index itself, where it cannot be read."""
+    try:
+        shards = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        return [index.name]
+    return [shard for shard in shards if not _has(folder, str(shard))]
 
 
 def _has(folder: Path, name: str) -> bool:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
-from server.download.folder import ModelKind
+from server.download.folder import ModelKind, has_pickles, is_superfluous
 from server.download.manifest import Known
 from server.download.probing import Supplier
 from server.download.sources import Listing, RemoteFile
@@ -24,18 +25,23 @@ class Wanted(NamedTuple):
     suppliers: tuple[Supplier, ...]  # the best first; nobody, where all list another file than the published one
 
 
-def wanted_files(files: Sequence[RemoteFile], kind: ModelKind) -> list[RemoteFile]:
-    """What is worth downloading, small files first; pickles only where there are no safetensors."""
+def wanted_files(files: Sequence[RemoteFile], kind: ModelKind, *, pickles: bool = False) -> list[RemoteFile]:
+    """What is worth downloading, small files first; ``pickles`` only if asked for, or if there are no safetensors."""
     patterns = ("config.json", *kind.tokenizers, *kind.extras, *WEIGHTS)
     here = [file for file in files if "/" not in file.name]
     chosen = [file for file in here if any(fnmatch.fnmatch(file.name, pattern) for pattern in patterns)]
-    if any(file.name.endswith(".safetensors") for file in chosen):
-        chosen = [file for file in chosen if not file.name.startswith("pytorch_model")]
+    for mark, is_wanted in ((".bin", pickles), (".safetensors", True)):
+        if is_wanted and any(file.name.endswith(mark) for file in chosen):
+            chosen = [file for file in chosen if mark in file.name or not _is_of_weights(file.name)]
     return sorted(chosen, key=lambda file: (is_weights(file.name), file.name))
 
 
 def is_weights(name: str) -> bool:
     return name.endswith((".bin", ".safetensors"))
+
+
+def _is_of_weights(name: str) -> bool:
+    return any(fnmatch.fnmatch(name, pattern) for pattern in WEIGHTS)
 
 
 def is_text(name: str) -> bool:
@@ -48,11 +54,18 @@ def largest(listing: Listing, kind: ModelKind) -> RemoteFile | None:
     return max(wanted_files(listing.files, kind), key=lambda file: file.size, default=None)
 
 
-def make_plan(suppliers: Sequence[Supplier], known: Mapping[str, Known], kind: ModelKind) -> list[Wanted]:
-    """Every file that the best supplier with any weights has, as ``choose_version`` says."""
-    listings = [wanted_files(supplier.listing.files, kind) for supplier in suppliers]
+def make_plan(
+    suppliers: Sequence[Supplier], known: Mapping[str, Known], kind: ModelKind, folder: Path
+) -> list[Wanted]:
+    """Every file that the best supplier with any weights has, as ``choose_version`` says.
+
+    Pickles that are in the folder are gone on with, and left out where the folder is complete without them.
+    """
+    pickles = has_pickles(folder)
+    listings = [wanted_files(supplier.listing.files, kind, pickles=pickles) for supplier in suppliers]
     chosen = next((files for files in listings if any(is_weights(file.name) for file in files)), listings[0])
-    return [choose_version(file.name, suppliers, known.get(file.name)) for file in chosen]
+    names = [file.name for file in chosen if not is_superfluous(folder, file.name)]
+    return [choose_version(name, suppliers, known.get(name)) for name in names]
 
 
 def choose_version(name: str, suppliers: Sequence[Supplier], known: Known | None) -> Wanted:

@@ -28,7 +28,7 @@ class Progress:
         self._steps: collections.deque[tuple[float, int]] = collections.deque([(time.monotonic(), there)])
         self._shown = time.monotonic()
         self._bar = tqdm(total=total, initial=there, unit="B", unit_scale=True, dynamic_ncols=True, smoothing=0.05,
-                         disable=not sys.stderr.isatty(), leave=False)  # fmt: skip
+                         disable=not (total and sys.stderr.isatty()), leave=False)  # fmt: skip
 
     def __enter__(self) -> Progress:
         return self

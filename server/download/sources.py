@@ -160,7 +160,7 @@ def find_listing(source: Source, client: httpx2.Client, repositories: Repositori
 
 
 def _patiently(call: Callable[[], T]) -> T:
-    for seconds in web.PATIENCE.retries:
+    for seconds in web.PATIENCE.retries[:2]:
         try:
             return call()
         except SourceError as error:

@@ -104,8 +104,9 @@ class Transfer:
         best = min(usable, key=order)
         wait = best.not_before - now
         if wait > 2:
-            self._progress.say(f"  等 {title(best.source)} {wait:.0f} 秒",
-                               f"  waiting {wait:.0f} s for {title(best.source)}")  # fmt: skip
+            source, why = title(best.source), best.reasons.get(self._wanted.name, web.unreachable())
+            self._progress.say(f"  {source} {why.zh}：等 {wait:.0f} 秒再试",
+                               f"  {source} {why.en}: trying again in {wait:.0f} s")  # fmt: skip
         if self._stop.wait(max(0.0, wait)):
             raise Stopped
         return best

@@ -25,7 +25,8 @@ class Patience(NamedTuple):
     slowest: float = 5_000.0  # bytes per second
     probe: float = 4.0  # measuring a source's speed ends after so long
     grace: float = 6.0  # once one source has answered, the others get so much longer
-    retries: tuple[float, ...] = (1.0, 4.0)  # waits before a source that failed is asked again
+    # waits before a source that failed is asked again: a network that is gone for two minutes ends no download
+    retries: tuple[float, ...] = (1.0, 4.0, 15.0, 30.0, 60.0)
     longest: float = 120.0  # a source that asks for a longer pause is given up
 
 

@@ -150,6 +150,15 @@ def test_a_folder_that_nobody_can_check(program, capsys):
     assert "no source answers that knows their checksums" in capsys.readouterr().out
 
 
+def test_weights_in_the_other_format_will_do(servers, program):
+    (hub,) = servers(1)
+    hub.repositories = {REPOSITORY: {**MODEL, "model.safetensors": b"s" * 5000}}
+    fill(folder_of(program), MODEL)
+    assert contents(get(program, hub.url, thorough=True)) == MODEL and not hub.fetched()
+    (folder_of(program) / FIRST).unlink()
+    assert contents(get(program, hub.url)) == MODEL and hub.fetched() == [FIRST]  # nor is another format begun
+
+
 def test_converted_pickles_are_not_fetched_again(servers, program):
     (hub,) = servers(1)
     publish(program, SHARDS)
