@@ -60,7 +60,7 @@ def check_file(
         return State.ABSENT
     if is_pointer(path):
         return State.BROKEN
-    if sha256 is None and is_text(name):  # one that people edit, and that sources have in different versions
+    if is_text(name):  # people edit these, and sources have them in different versions
         return State.RIGHT if _is_readable(path) else State.BROKEN
     if size is not None and path.stat().st_size != size:
         return State.BROKEN
@@ -79,7 +79,7 @@ def check_file(
 def _needs_hashing(folder: Path, name: str, size: int | None, sha256: str | None, *, again: bool = False) -> int:
     """Bytes that ``check_file`` will hash."""
     path = folder / name
-    if sha256 is None or not path.is_file() or is_pointer(path):
+    if sha256 is None or is_text(name) or not path.is_file() or is_pointer(path):
         return 0
     there = path.stat().st_size
     if size not in (None, there) or (not again and _is_remembered(Record(folder), name, sha256)):

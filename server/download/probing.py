@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 import time
@@ -11,12 +12,14 @@ from typing import TYPE_CHECKING
 
 from server.download import web
 from server.download.folder import Repositories
-from server.download.sources import Listing, RemoteFile, Source, find_listing
+from server.download.sources import Listing, RemoteFile, Source, find_listing, title
 from server.download.web import SourceError
 from server.errors import StartupError
 
 if TYPE_CHECKING:
     import httpx2
+
+log = logging.getLogger(__name__)
 
 PROBE_BYTES = 2 * 2**20
 
@@ -90,6 +93,9 @@ def _ask(
         answers.put((source, supplier))
     except (SourceError, StartupError) as error:
         answers.put((source, error))
+    except Exception:  # whoever answers too late finds the client closed, which raises what it likes
+        log.debug("measuring %s", title(source), exc_info=True)
+        answers.put((source, web.unreachable()))
 
 
 def _measure(supplier: Supplier, file: RemoteFile, client: httpx2.Client) -> float:

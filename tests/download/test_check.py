@@ -17,6 +17,7 @@ from tests.download.conftest import (
     MODEL,
     NAME,
     NOWHERE,
+    ON_MODELSCOPE,
     REPOSITORY,
     SECOND,
     SHARDS,
@@ -97,12 +98,14 @@ def test_a_complete_folder_is_only_looked_into_if_that_is_asked_for(program, has
     [("config.json", b'{"num_layers": 28, "seq_length": 4096}', True), ("config.json", b'{"num_layers"', False),
      ("config.json", POINTER, False), ("MODEL_LICENSE", b"in other words", True), ("MODEL_LICENSE", b" ", False)],
 )  # fmt: skip
-def test_texts_that_people_edit(name, content, stays, servers, program):
+@pytest.mark.parametrize("site", ["", "modelscope="])  # which knows the hashes of these files too
+def test_texts_that_people_edit(name, content, stays, site, servers, program):
     (hub,) = servers(1)
-    hub.repositories = {REPOSITORY: {**MODEL, "MODEL_LICENSE": b"as written"}}
+    published = {**MODEL, "MODEL_LICENSE": b"as written"}
+    hub.repositories = {REPOSITORY: published, ON_MODELSCOPE: published}
     fill(folder_of(program), {name: content})
-    there = contents(get(program, hub.url))
-    assert there[name] == (content if stays else hub.repositories[REPOSITORY][name])
+    there = contents(get(program, f"{site}{hub.url}"))
+    assert there[name] == (content if stays else published[name])
 
 
 def test_nothing_is_hashed_twice(servers, program, hashed):
