@@ -130,8 +130,10 @@ class _Download:
         self._suppliers: list[Supplier] = []  # the best first
 
     def run(self) -> None:
-        with failures.disk_failures(self._folder), self._lock(), web.open_client() as client:
+        with failures.disk_failures(self._folder), web.open_client() as client, contextlib.ExitStack() as stack:
             if self._is_right_without_asking() or not self._find_suppliers(client):
+                return
+            if stack.enter_context(self._lock()) and self._is_right_without_asking():
                 return
             plan = make_plan(self._suppliers, self._known, self._kind, self._folder)
             self._refuse_if_lacking(file.name for file in plan)
@@ -150,8 +152,8 @@ class _Download:
         print(zh if self._zh else en, flush=True)
 
     @contextlib.contextmanager
-    def _lock(self) -> Iterator[None]:
-        """One program at a time writes into the folder; another one waits until it is done."""
+    def _lock(self) -> Iterator[bool]:
+        """One program at a time writes into the folder; another one waits until it is done, and is told that it did."""
         private = self._folder / PRIVATE
         private.mkdir(parents=True, exist_ok=True)
         with (private / "lock").open("ab") as file:
@@ -163,10 +165,10 @@ class _Download:
                               f"Another program is downloading into {self._folder}, waiting for it ...")  # fmt: skip
                 if self._stop.wait(0.5):
                     raise Stopped
-            yield
+            yield waits
 
     def _is_right_without_asking(self) -> bool:
-        """Whether everything is there and known to be right: another program may just have finished."""
+        """Whether everything is there, and right by what is known here."""
         if missing_files(self._folder, self._kind):
             return False
         record = Record(self._folder)

@@ -163,6 +163,7 @@ def test_any_model_of_the_hub(servers, program):
     assert get(program, NOWHERE, name="someone/my-chatglm2") == folder  # how --model finds it afterwards
     code, _, err = run(program, "someone/else", "--source", hub.url)
     assert code == 2 and f"{hub.url} has none of someone/else" in err
+    assert not (program / "THUDM" / "someone--else").exists()
 
 
 def test_a_stranger_on_modelscope_is_not_taken_for_the_owner(servers, program, monkeypatch):

@@ -281,4 +281,4 @@ def test_a_folder_that_cannot_be_written(servers, program):
     (program / "THUDM").write_text("a file")
     said = failure(program, hub.url)
     assert f"Cannot write to {folder_of(program)}" in said
-    assert not hub.requests
+    assert not hub.fetched()
