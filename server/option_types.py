@@ -103,6 +103,14 @@ def _cast_server(value: str, base: Path) -> str:
     return address.rstrip("/").removesuffix("/v1")
 
 
+def _cast_url(value: str, base: Path) -> str | None:
+    if value == "auto":
+        return None
+    if not re.fullmatch(r"https?://\S+", value):
+        raise ValueError
+    return value
+
+
 def _cast_sources(value: str, base: Path) -> tuple[str, ...] | None:
     names = tuple(part.strip() for part in value.split(",") if part.strip())
     if names == ("auto",):
@@ -120,7 +128,8 @@ FILE = Kind(_cast_path, "FILE", "文件名，或 none", "a file name or none")
 FOLDER = Kind(_cast_path, "DIR", "文件夹，或 none", "a folder or none")
 LOG = FILE._replace(metavar="PATH", negated="none")
 ORIGINS = Kind(_cast_origins, "ORIGINS", "用逗号隔开的来源、* 或 none", "origins separated by commas, * or none")
-URL = text("URL", r"https?://\S+", "http:// 或 https:// 开头的网址", "an address that starts with http:// or https://")
+URL = Kind(_cast_url, "URL|auto", "http:// 或 https:// 开头的网址，或 auto",
+           "an address that starts with http:// or https://, or auto")
 SERVER = Kind(_cast_server, "URL", "服务的地址，例如 http://127.0.0.1:5178",
               "a server's address, e.g. http://127.0.0.1:5178")
 SOURCES = Kind(_cast_sources, "NAMES|URL|auto",

@@ -104,6 +104,7 @@ def test_what_is_asked_where_nothing_is_said():
         ([], {}, [MODELSCOPE, HF_MIRROR, HUGGING_FACE]),
         ([], {"HF_ENDPOINT": "https://my.mirror/"}, ["https://my.mirror"]),
         (["--source", "auto"], {}, [MODELSCOPE, HF_MIRROR, HUGGING_FACE]),
+        (["--endpoint", "auto"], {"HF_ENDPOINT": "https://my.mirror"}, [MODELSCOPE, HF_MIRROR, HUGGING_FACE]),
         (["--source", "huggingface, modelscope"], {}, [HUGGING_FACE, MODELSCOPE]),
         (["--source", "modelscope"], {"HF_ENDPOINT": "https://my.mirror"}, [MODELSCOPE]),
         ([], {"CHATGLM_SOURCE": "modelscope=http://10.0.0.2:80/,https://a.b/c"}, ["http://10.0.0.2:80", "https://a.b/c"]),
