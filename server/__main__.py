@@ -11,14 +11,15 @@ from server.errors import StartupError
 
 
 def main(argv: list[str]) -> int:
-    """Run one command; returns the exit code: 0, 2 for what the user can mend, 130 for Ctrl+C while starting."""
+    """Run one command; returns the exit code: 0, 1 if ``download --verify`` found something wrong, 2 for what the user
+    can mend, 130 for Ctrl+C while starting."""
     try:
         config = parse(argv, program=os.environ.get(COMMAND) or "python -m server")
         logging.basicConfig(level=config.log_level.upper(), format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
         return _run_command(split_command(argv)[0], config)
     except StartupError as error:
         print(error.text(language_of(argv)), file=sys.stderr)
-        return 2
+        return error.exit_code
     except KeyboardInterrupt:
         return 130
 
@@ -28,6 +29,10 @@ def _run_command(name: str, config: Config) -> int:
         from server.chat import chat
 
         return chat(config)
+    if name == "download":
+        from server.download.command import download
+
+        return download(config)
     if name == "spool":
         from server.serve import spool
 

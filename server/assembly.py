@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from server.adapters import check_adapters, check_model, with_prefix
 from server.config import ROOT, Config
 from server.core import Engine
-from server.download import SENTENCE, ensure_edition, ensure_model
+from server.download import SENTENCE, Origin, ensure_edition, ensure_model
 from server.download.folder import DEFAULT_MODEL, locate
 from server.errors import StartupError
 from server.hardware import probe
@@ -96,7 +96,8 @@ def build_embedder(config: Config, threads: int) -> Embedder:
     from server.engine.embedder import Embedder
 
     def find() -> Path:
-        folder = ensure_model(config.embedding_model, SENTENCE, endpoint=config.endpoint, language=config.language)
+        origin = Origin(config.source, config.endpoint)
+        folder = ensure_model(config.embedding_model, SENTENCE, origin=origin, language=config.language)
         _check_memory(folder)
         return folder
 

@@ -30,6 +30,7 @@ from server.option_types import (
     NAME,
     ORIGINS,
     SERVER,
+    SOURCES,
     TEXT,
     URL,
     Kind,
@@ -45,6 +46,8 @@ VERSION = "0.1.0"  # pyproject.toml says the same
 COMMAND = "CHATGLM_COMMAND"  # no option: how the launchers tell what the user typed to start them
 HTTP = ("serve",)  # the commands that options of the HTTP server belong to
 CHAT = ("chat",)
+DOWNLOAD = ("download",)
+RUNNING = ("serve", "chat", "spool")  # the commands that run a model
 MANY = ("serve", "spool")  # the commands that answer several requests at once, and keep them in a log
 
 
@@ -72,13 +75,14 @@ class Config:
         zh="模型是哪一代：chatglm 即 ChatGLM-6B，chatglm2 即 ChatGLM2-6B，chatglm3 即 ChatGLM3-6B，"
         "codegeex2 即 CodeGeeX2-6B；auto 看模型文件夹",
         en="the model's generation: chatglm means ChatGLM-6B, chatglm2 ChatGLM2-6B, chatglm3 ChatGLM3-6B, codegeex2 "
-        "CodeGeeX2-6B; auto looks at its folder")
+        "CodeGeeX2-6B; auto looks at its folder", commands=RUNNING)
     ptuning: Path | None = option(None, FOLDER,  # noqa: RUF009
         zh="P-Tuning v2 训练出的 checkpoint 文件夹，放在模型前面",
-        en="folder of a P-Tuning v2 checkpoint, which goes in front of the model")
+        en="folder of a P-Tuning v2 checkpoint, which goes in front of the model", commands=RUNNING)
     lora: Path | None = option(None, FOLDER,  # noqa: RUF009
         zh="LoRA 文件夹（PEFT 格式，有 adapter_config.json），加载时合并进模型",
-        en="folder of a LoRA adapter (PEFT, with adapter_config.json), merged into the model when it is loaded")
+        en="folder of a LoRA adapter (PEFT, with adapter_config.json), merged into the model when it is loaded",
+        commands=RUNNING)
     host: str = option("127.0.0.1", HOST, "-H",
         zh="监听地址；0.0.0.0 让局域网里的机器也能访问",
         en="address to listen on; 0.0.0.0 lets other machines in", commands=HTTP)
@@ -92,9 +96,9 @@ class Config:
     device: str = option("auto", DEVICE, zh="在哪里计算；-1 即 cpu，0 即 cuda:0",
         en="where to compute; -1 means cpu, 0 means cuda:0")
     dtype: str = option("auto", choice("auto", "float32", "bfloat16", "float16"),
-        zh="计算用的数值类型", en="number format to compute in")
+        zh="计算用的数值类型", en="number format to compute in", commands=RUNNING)
     max_length: int | None = option(None, integer(64, 131072, auto=True),
-        zh="一次请求的提问加回答最多多少 token", en="most tokens of one request, prompt and answer")
+        zh="一次请求的提问加回答最多多少 token", en="most tokens of one request, prompt and answer", commands=RUNNING)
     slots: int | None = option(None, integer(1, 256, auto=True),
         zh="同时回答几个请求", en="requests answered at the same time", commands=MANY)
     keep: int | None = option(None, integer(0, 256, auto=True),
@@ -105,12 +109,13 @@ class Config:
         zh="最多几个请求排队等候，超出时回复“服务器忙”", en="requests that may wait; more are told to come back",
         commands=HTTP)
     prefill_chunk: int | None = option(None, integer(16, 8192, auto=True),
-        zh="读提问时每步最多多少 token", en="tokens of a prompt read in one step")
+        zh="读提问时每步最多多少 token", en="tokens of a prompt read in one step", commands=RUNNING)
     speculate: int | None = option(None, integer(0, 15, auto=True),
         zh="每步最多预先猜几个 token（从上文里找，一步验证，回答不变）；auto 猜到划算为止，0 不猜",
-        en="most tokens guessed ahead in a step, from the text so far; changes no answer; auto: what pays, 0: none")
+        en="most tokens guessed ahead in a step, from the text so far; changes no answer; auto: what pays, 0: none",
+        commands=RUNNING)
     threads: int = option(0, integer(0, 1024),
-        zh="CPU 线程数；0 表示物理核数", en="CPU threads; 0 means one per physical core")
+        zh="CPU 线程数；0 表示物理核数", en="CPU threads; 0 means one per physical core", commands=RUNNING)
     chat_log: Path | None = option(ROOT / "chatlog.log", LOG,  # noqa: RUF009
         zh="把问答记到这个文件；不想记就写 --chat-log none 或 --no-chat-log",
         en="file that keeps the chats; --chat-log none or --no-chat-log keeps nothing", commands=MANY)
@@ -150,8 +155,18 @@ class Config:
         zh="句向量模型：THUDM 里的名字或一个文件夹；第一次用到时才下载和加载",
         en="sentence model for embeddings: a name under THUDM or a folder; downloaded and loaded on first use",
         commands=HTTP)
-    endpoint: str = option("https://huggingface.co", URL, env="HF_ENDPOINT",
-        zh="从哪里下载模型，例如 https://hf-mirror.com", en="where models come from, e.g. https://hf-mirror.com")
+    source: tuple[str, ...] | None = option(None, SOURCES,
+        zh="从哪里下载模型：modelscope、hf-mirror、huggingface 里的一个或几个（逗号隔开），或自己的镜像的网址；"
+        "auto 测速后用最快的，断了换下一个",
+        en="where models come from: one or more of modelscope, hf-mirror, huggingface, separated by commas, or the "
+        "address of a mirror of your own; auto measures them and takes the fastest, and the next one where it fails")
+    endpoint: str | None = option(None, URL, env="HF_ENDPOINT",
+        zh="只从这个 Hugging Face 镜像下载，例如 https://hf-mirror.com；auto 见 --source",
+        en="download from this Hugging Face mirror alone, e.g. https://hf-mirror.com; auto: see --source")
+    verify: bool = option(False, FLAG,
+        zh="只核对已有的文件（大小和 SHA-256），不下载；有问题时退出码是 1",
+        en="only check the files that are there (size and SHA-256), download nothing; exit code 1 if any is wrong",
+        commands=DOWNLOAD)
 
 
 ROWS = {row.name: row for row in dataclasses.fields(Config)}
@@ -228,6 +243,8 @@ def _read_argv(argv: Sequence[str], rows: Mapping[str, dataclasses.Field], sourc
             parser.add_argument(*spellings, dest=name, action="store_const", const=kind.bare)
         if kind.negated is not None:
             parser.add_argument("--no-" + flag(name)[2:], dest=name, action="store_const", const=kind.negated)
+    if "verify" in rows:
+        parser.add_argument("model", nargs="?")  # the command download takes the model without --model too
     try:
         typed, rest = parser.parse_known_args(argv)
     except argparse.ArgumentError as error:  # with rows like these: a value is missing, or a flag was given one

@@ -87,9 +87,17 @@ class GenerationFailed(ServerError):
 
 
 class StartupError(ServerError):
-    """The program cannot start as asked: printed as one sentence, exit code 2."""
+    """The program cannot start as asked: printed as one sentence, and ``exit_code`` is the program's."""
 
     code = "startup_error"
+    exit_code = 2
+
+
+class Interrupted(StartupError):
+    """Ctrl+C while something was under way that can be gone on with; the sentence says so."""
+
+    code = "interrupted"
+    exit_code = 130
 
 
 class ModelError(StartupError):

@@ -11,6 +11,7 @@ from server.option_types import FILE, FOLDER, flag, variable
 COMMANDS = {  # the first one is meant where none is named
     "serve": ("启动 API 服务（默认）", "serve the HTTP API (the default)"),
     "chat": ("在终端里对话", "chat in the terminal"),
+    "download": ("下载或补全一个模型：download [模型]", "download or complete a model: download [model]"),
     "spool": ("处理一个文件夹里的请求文件", "answer request files in a folder"),
 }
 
@@ -20,9 +21,9 @@ def help_text(program: str, command: str, rows: Mapping[str, Field], language: s
     zh = language == "zh"
     separator = "；" if zh else "; "
     lines = [f"用法：{program} [命令] [选项]" if zh else f"usage: {program} [command] [options]"]
-    lines += [f"  {name:6} {words[0] if zh else words[1]}" for name, words in COMMANDS.items()]
+    lines += [f"  {name:8} {words[0] if zh else words[1]}" for name, words in COMMANDS.items()]
     if program.endswith("run.sh"):
-        lines.append("  test   运行全部测试" if zh else "  test   run the tests")
+        lines.append("  test     运行全部测试" if zh else "  test     run the tests")
     lines += ["", f"{command} 的选项：" if zh else f"options of {command}:"]
     for name, row in rows.items():
         kind = row.metadata["kind"]

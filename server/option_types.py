@@ -103,15 +103,39 @@ def _cast_server(value: str, base: Path) -> str:
     return address.rstrip("/").removesuffix("/v1")
 
 
+def _cast_url(value: str, base: Path) -> str | None:
+    if value == "auto":
+        return None
+    if not re.fullmatch(r"https?://\S+", value):
+        raise ValueError
+    return value
+
+
+def _cast_sources(value: str, base: Path) -> tuple[str, ...] | None:
+    names = tuple(part.strip() for part in value.split(",") if part.strip())
+    if names == ("auto",):
+        return None
+    address = r"https?://[^\s/]\S*"
+    if not names or not all(re.fullmatch(rf"{'|'.join(SOURCE_NAMES)}|(modelscope=)?{address}", name) for name in names):
+        raise ValueError
+    return names
+
+
+SOURCE_NAMES = ("modelscope", "hf-mirror", "huggingface")
 BITS = Kind(_cast_bits, "4|8|16|0|auto", "4、8、16、0（即 16）、auto", "4, 8, 16, 0 (meaning 16), auto")
 FLAG = Kind(_cast_flag, "", "true 或 false", "true or false", bare="true", negated="false")
 FILE = Kind(_cast_path, "FILE", "文件名，或 none", "a file name or none")
 FOLDER = Kind(_cast_path, "DIR", "文件夹，或 none", "a folder or none")
 LOG = FILE._replace(metavar="PATH", negated="none")
 ORIGINS = Kind(_cast_origins, "ORIGINS", "用逗号隔开的来源、* 或 none", "origins separated by commas, * or none")
-URL = text("URL", r"https?://\S+", "http:// 或 https:// 开头的网址", "an address that starts with http:// or https://")
+URL = Kind(_cast_url, "URL|auto", "http:// 或 https:// 开头的网址，或 auto",
+           "an address that starts with http:// or https://, or auto")
 SERVER = Kind(_cast_server, "URL", "服务的地址，例如 http://127.0.0.1:5178",
               "a server's address, e.g. http://127.0.0.1:5178")
+SOURCES = Kind(_cast_sources, "NAMES|URL|auto",
+               "auto，或用逗号隔开的 modelscope、hf-mirror、huggingface、Hugging Face 镜像的网址、modelscope=网址",
+               "auto, or some of modelscope, hf-mirror, huggingface, addresses of Hugging Face mirrors and "
+               "modelscope=ADDRESS, separated by commas")
 DEVICE = Kind(_cast_device, "auto|cpu|cuda|cuda:N", "auto、cpu（或 -1）、cuda、cuda:N（或 N，显卡的编号）",
               "auto, cpu (or -1), cuda, cuda:N (or N, a GPU's number)")
 TEXT = text("TEXT", r"(?s).*", "文字", "a text")

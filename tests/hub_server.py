@@ -1,34 +1,56 @@
-"""A Hugging Face Hub on 127.0.0.1: the few requests that huggingface_hub makes to download a model, over real HTTP."""
+"""A Hugging Face Hub and a ModelScope on 127.0.0.1, well behaved or not: what a download asks for, over real HTTP."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import re
+import socket
+import struct
+import sys
 import threading
+import time
 from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 REVISION = "d2e2d91789248536a747d9ce60642a336444186c"
+_PIECE = 65536  # bytes that are sent at a time
 
 
 class Hub:
     """Serves ``repositories`` (name -> file -> content) inside its ``with`` block and keeps a log of what was asked.
 
-    ``statuses``: path ending -> statuses answered in turn before the real answer. ``cut``: file -> the connection is
-    closed once after so many bytes. ``stall``: file -> after so many bytes the answer hangs until the hub closes.
-    ``claimed``: file -> size that the listing gives. ``moved``: old repository -> new one, redirected as the Hub does.
+    What it may do wrong, each by the ending of the path or the name of a file:
+    ``statuses``: statuses answered in turn before the real answer. ``retry_after``: sent with them.
+    ``cut``, ``reset``: the connection is closed or reset, once, after so many bytes. ``stall``: after so many bytes the
+    answer hangs until the hub closes. ``claimed``: the size that the listing gives. ``announced``: the size that
+    the answer's headers give. ``wrong``: other contents than the listing's. ``rate``: bytes per second of every answer.
+    ``ignores_range``, ``compresses``: as they say.
+    ``moved``: old repository -> new one, redirected as the Hub does. ``elsewhere``: files are redirected to /cdn on
+    this server. ``slow_after``: after so many bytes the answer goes on with 20 kB per second.
+    ``unhashed``: listings have no SHA-256.
     """
 
     def __init__(self, repositories: Mapping[str, Mapping[str, bytes]]):
         self.repositories = repositories
         self.requests: list[tuple[str, str, str]] = []  # method, path, Range
+        self.headers: list[Mapping[str, str]] = []  # of the same requests
         self.statuses: dict[str, list[int]] = {}
+        self.retry_after = ""
         self.cut: dict[str, int] = {}
+        self.reset: dict[str, int] = {}
         self.stall: dict[str, int] = {}
         self.claimed: dict[str, int] = {}
+        self.announced: dict[str, int] = {}
+        self.wrong: dict[str, bytes] = {}
+        self.rate: float | None = None
+        self.ignores_range = False
+        self.compresses = False
         self.moved: dict[str, str] = {}
+        self.elsewhere: str | None = None
+        self.slow_after: dict[str, int] = {}
+        self.unhashed = False
         self.stalled = threading.Event()
         self.closing = threading.Event()
 
@@ -39,8 +61,8 @@ class Hub:
             pass
 
         Handler.hub = hub
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self._server = _Server(("127.0.0.1", 0), Handler)
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05})
         self._thread.start()
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         return self
@@ -48,17 +70,29 @@ class Hub:
     def __exit__(self, *_) -> None:
         self.closing.set()
         self._server.shutdown()
-        self._server.server_close()
         self._thread.join()
+        self._server.server_close()
 
     def fetched(self) -> list[str]:
-        """Names of the files whose content was asked for."""
-        return [path.rpartition("/")[2] for method, path, _ in self.requests if method == "GET" and "/resolve/" in path]
+        """Names of the files whose contents were asked for, in order, measuring not counted."""
+        return [name for name, asked in self.ranges() if not re.fullmatch(r"bytes=\d+-\d+", asked)]
+
+    def ranges(self, name: str | None = None) -> list:
+        """(file, Range) of every request for a file's contents, or only the ranges of one file."""
+        found = [(path.rpartition("/")[2], asked) for method, path, asked in self.requests
+                 if method == "GET" and re.search(r"/resolve/|/repo/file/|/cdn/", path)]  # fmt: skip
+        return found if name is None else [asked for file, asked in found if file == name]
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request, client_address):
+        if not isinstance(sys.exc_info()[1], OSError):  # a client that leaves is what these tests are about
+            super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
     hub: Hub
+    protocol_version = "HTTP/1.1"
 
     def log_message(self, *_):
         pass
@@ -70,18 +104,29 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer()
 
     def _answer(self):
-        hub, path = self.hub, unquote(urlsplit(self.path).path)
+        hub, address = self.hub, urlsplit(self.path)
+        path, query = unquote(address.path), parse_qs(address.query)
+        if "FilePath" in query:  # as a path, for the log and the endings
+            path = f"{path}/file/{query['FilePath'][0]}"
         hub.requests.append((self.command, path, self.headers.get("Range", "")))
+        hub.headers.append(dict(self.headers))
         for ending, statuses in hub.statuses.items():
             if path.endswith(ending) and statuses:
-                return self._send(statuses.pop(0), b"refused by the test")
+                more = {"Retry-After": hub.retry_after} if hub.retry_after else {}
+                return self._send(statuses.pop(0), b"refused by the test", **more)
         for old, new in hub.moved.items():
             if old in path:
                 return self._send(307, b"", Location=self.path.replace(old, new))
         if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(/revision/[^/]+)?", path):
             return self._info(match[1])
+        if match := re.fullmatch(r"/api/v1/models/([^/]+/[^/]+)/repo/files", path):
+            return self._modelscope_files(match[1])
         if match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             return self._file(match[1], match[3])
+        if match := re.fullmatch(r"/api/v1/models/([^/]+/[^/]+)/repo/file/(.+)", path):
+            return self._file(match[1], match[2])
+        if match := re.fullmatch(r"/cdn/([^/]+/[^/]+)/(.+)", path):
+            return self._contents(match[1], match[2])
         return self._send(404, b"no such path")
 
     def _info(self, repository: str):
@@ -89,42 +134,94 @@ class _Handler(BaseHTTPRequestHandler):
         if files is None:
             return self._send(404, b"{}", **{"X-Error-Code": "RepoNotFound"})
         siblings = [
-            {"rfilename": name, "size": self.hub.claimed.get(name, len(content)), "blobId": _etag(content)}
+            {"rfilename": name, "size": self._size(name, content), "blobId": _etag(content), **self._lfs(name, content)}
             for name, content in files.items()
         ]
         return self._send(200, json.dumps({"id": repository, "sha": REVISION, "siblings": siblings}).encode())
 
-    def _file(self, repository: str, name: str):
-        content = self.hub.repositories.get(repository, {}).get(name)
-        if content is None:
-            return self._send(404, b"", **{"X-Error-Code": "EntryNotFound"})
-        headers = {"ETag": f'"{_etag(content)}"', "X-Repo-Commit": REVISION, "Accept-Ranges": "bytes"}
-        if match := re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", "")):
-            begin = int(match[1])
-            headers["Content-Range"] = f"bytes {begin}-{len(content) - 1}/{len(content)}"
-            return self._send(206, content[begin:], name, **headers)
-        return self._send(200, content, name, **headers)
+    def _lfs(self, name: str, content: bytes) -> dict:
+        """Large files are in git's LFS, and only of those the Hub knows the hash."""
+        if self.hub.unhashed or not name.endswith((".bin", ".model", ".safetensors")):
+            return {}
+        return {"lfs": {"sha256": _etag(content), "size": self._size(name, content), "pointerSize": 135}}
 
-    def _send(self, status: int, body: bytes, name: str = "", **headers: str):
+    def _size(self, name: str, content: bytes) -> int:
+        return self.hub.claimed.get(name, len(content))
+
+    def _modelscope_files(self, repository: str):
+        files = self.hub.repositories.get(repository)
+        if files is None:
+            return self._send(404, b'{"Code": 10010205001, "Success": false, "Message": "record not found"}')
+        entries = [{"Name": "onnx", "Path": "onnx", "Type": "tree", "Size": 0, "Sha256": ""}]
+        entries += [
+            {"Name": name.rpartition("/")[2], "Path": name, "Type": "blob", "Size": self._size(name, content),
+             "Sha256": "" if self.hub.unhashed else _etag(content)}
+            for name, content in files.items()
+        ]  # fmt: skip
+        return self._send(200, json.dumps({"Code": 200, "Success": True, "Data": {"Files": entries}}).encode())
+
+    def _file(self, repository: str, name: str):
+        if name not in self.hub.repositories.get(repository, {}):
+            return self._send(404, b"", **{"X-Error-Code": "EntryNotFound"})
+        if self.hub.elsewhere:
+            return self._send(302, b"", Location=f"{self.hub.elsewhere}/cdn/{repository}/{name}")
+        return self._contents(repository, name)
+
+    def _contents(self, repository: str, name: str):
+        hub, content = self.hub, self.hub.repositories[repository][name]
+        headers = {"ETag": f'"{_etag(content)}"', "X-Repo-Commit": REVISION, "Accept-Ranges": "bytes"}
+        content, size = hub.wrong.get(name, content), hub.announced.get(name, len(content))
+        if hub.compresses:
+            headers["Content-Encoding"] = "gzip"
+        match = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        if not match or hub.ignores_range:
+            return self._send(200, content, name, size=size, **headers)
+        begin, end = int(match[1]), min(int(match[2] or size - 1), size - 1)
+        if begin >= size:
+            return self._send(416, b"", **{"Content-Range": f"bytes */{size}"})
+        headers["Content-Range"] = f"bytes {begin}-{end}/{size}"
+        return self._send(206, content[begin : end + 1], name, size=end + 1 - begin, **headers)
+
+    def _send(self, status: int, body: bytes, name: str = "", *, size: int | None = None, **headers: str):
         self.send_response(status)
         for key, value in headers.items():
             self.send_header(key, value)
-        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Content-Length", str(len(body) if size is None else size))
         self.end_headers()
         if self.command == "HEAD":
             return
         hub = self.hub
-        if name in hub.cut:
-            self.wfile.write(body[: hub.cut.pop(name)])
+        try:
+            if len(body) > hub.cut.get(name, len(body)):
+                self._write(body[: hub.cut.pop(name)])
+                self.close_connection = True
+            elif len(body) > hub.reset.get(name, len(body)):
+                self._write(body[: hub.reset.pop(name)])
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                self.connection.close()  # with unsent data thrown away, which makes it a reset
+                self.close_connection = True
+            elif name in hub.stall:
+                self._write(body[: hub.stall[name]])
+                hub.stalled.set()
+                hub.closing.wait(60)
+                self.close_connection = True
+            elif name in hub.slow_after:
+                self._write(body[: hub.slow_after[name]])
+                for begin in range(hub.slow_after[name], len(body), 2000):
+                    self.wfile.write(body[begin : begin + 2000])
+                    if hub.closing.wait(0.1):
+                        break
+            else:
+                self._write(body)
+        except OSError:  # the client has left
             self.close_connection = True
-        elif name in hub.stall:
-            self.wfile.write(body[: hub.stall[name]])
-            self.wfile.flush()
-            hub.stalled.set()
-            hub.closing.wait(60)
-            self.close_connection = True
-        else:
-            self.wfile.write(body)
+
+    def _write(self, body: bytes) -> None:
+        for begin in range(0, len(body), _PIECE):
+            self.wfile.write(body[begin : begin + _PIECE])
+            if self.hub.rate:
+                time.sleep(min(_PIECE, len(body) - begin) / self.hub.rate)
+        self.wfile.flush()
 
 
 def _etag(content: bytes) -> str:

@@ -32,8 +32,9 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from server.config import parse
-from server.download import ensure_edition
+from server.download import ensure_edition, manifest
 from server.errors import StartupError
+manifest.MANIFEST = Path(sys.argv[1]) / "manifest.json"
 config = parse(sys.argv[2:])
 try:
     print("FOLDER", ensure_edition(config, Path(sys.argv[1])).name)

@@ -27,7 +27,7 @@ ALLOWED = {
     "profiles": ({"core", "errors", *START}, set()),
     "adapters": ({"core", "errors", *START}, set()),
     "hardware": ({"core", "errors", "kernels", *START}, {"psutil", "pynvml"}),
-    "download": ({"core", "errors", *START}, {"huggingface_hub", "tqdm"}),
+    "download": ({"core", "errors", "file_lock", *START}, {"huggingface_hub", "httpx2", "tqdm"}),
     "kernels": ({"kernels"}, {"torch", "numpy"}),
     "quant": ({"quant", "kernels"}, {"torch", "numpy", "safetensors", "xxhash"}),
     "models": ({"models", "kernels", "core", "errors"}, {"torch", "numpy", "safetensors", "sentencepiece"}),
@@ -44,7 +44,7 @@ ALLOWED = {
         {"waitress"},
     ),
     "chat": ({"chat", "assembly", "config", "core", "errors"}, {"prompt_toolkit"}),
-    "__main__": ({"serve", "chat", "config", "i18n", "errors"}, set()),
+    "__main__": ({"serve", "chat", "download", "config", "i18n", "errors"}, set()),
 }
 
 
@@ -101,7 +101,8 @@ def test_nobody_imports_tools_or_tests():
         ("server.config", {"torch", "flask", "huggingface_hub"}),
         ("server.profiles", {"torch"}),
         ("server.hardware", {"torch"}),
-        ("server.download", {"torch", "huggingface_hub"}),
+        ("server.download", {"torch", "huggingface_hub", "httpx2"}),
+        ("server.download.command", {"torch", "flask", "huggingface_hub", "httpx2"}),
         ("server.api.app", {"torch", "transformers", "sentencepiece"}),
         ("server.engine.local", {"flask", "transformers", "waitress"}),
         ("server.engine.embedder", {"flask", "transformers", "huggingface_hub"}),

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from server.config import ROOT, Config
-from server.download.fetch import download_size, ensure_model, readable
-from server.download.folder import DEFAULT_MODEL, is_begun, locate, missing_files, repositories
+from server.download.fetch import Origin, download_size, ensure_model
+from server.download.folder import DEFAULT_MODEL, is_begun, is_published, locate, missing_files, repositories
+from server.download.progress import readable
+from server.download.sources import Source
 from server.errors import StartupError
 from server.footprint import ModelShape
 from server.hardware import Hardware, probe
@@ -77,26 +79,35 @@ class Choice(NamedTuple):
     said: Note | None = None
 
 
-def ensure_edition(config: Config, root: Path = ROOT) -> Path:
+def ensure_edition(config: Config, root: Path = ROOT, *, thorough: bool = False) -> Path:
     """The folder of the model that ``config`` asks for; if it has to be downloaded, in the edition that suits.
 
-    Raises as ``ensure_model`` does, and before the download as ``choose``, where no edition can run as asked.
+    ``thorough`` as for ``ensure_model``; a model that is named then need not run on this machine. Raises as
+    ``ensure_model`` does, and before the download as ``choose``, where no edition can run as asked.
     """
     name, said = config.model or DEFAULT_MODEL, None
-    if editions := find_editions(name, root):
-        name, said = choose_edition(editions, probe(root), config)
-    elif is_to_be_downloaded(name, root):
-        choose(probe(root), SHAPES[locate(name, root).name], config)
+    editions = None
+    try:
+        if editions := find_editions(name, root):
+            name, said = choose_edition(editions, probe(root), config)
+        elif is_to_be_downloaded(name, root):
+            choose(probe(root), SHAPES[locate(name, root).name], config)
+    except StartupError:
+        if not (thorough and config.model):
+            raise
     if said is _PRESENT:
         print(_sentence(said, editions, {}, config), flush=True)
 
-    def announce(size: int) -> None:
+    def announce(size: int, source: Source) -> None:
         if said:
             other = editions.full if name == editions.small else editions.small
-            sizes = {name: size, other: download_size(other, endpoint=config.endpoint, root=root)}
+            sizes = {name: size, other: download_size(other, source, root=root)}
             print(_sentence(said, editions, sizes, config), flush=True)
 
-    return ensure_model(name, endpoint=config.endpoint, root=root, language=config.language, announce=announce)
+    origin = Origin(config.source, config.endpoint)
+    return ensure_model(
+        name, origin=origin, root=root, language=config.language, announce=announce, thorough=thorough
+    )
 
 
 def find_editions(name: str, root: Path) -> Editions | None:
@@ -111,7 +122,7 @@ def find_editions(name: str, root: Path) -> Editions | None:
 def is_to_be_downloaded(name: str, root: Path) -> bool:
     """Whether it is a published model that is not complete on this machine."""
     folder = locate(name, root)
-    return bool(repositories(folder, root) and missing_files(folder))
+    return bool(is_published(folder) and repositories(folder, root) and missing_files(folder))
 
 
 def choose_edition(editions: Editions, hardware: Hardware, config: Config) -> Choice:

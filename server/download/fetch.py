@@ -1,258 +1,276 @@
-"""Downloading a model from the Hugging Face Hub, or a mirror that speaks its protocol.
-
-huggingface_hub finishes each file or drops it: what is resumed after a stop are the files that are complete.
-"""
+"""Downloading a model: from the fastest of the sources that have it, what is not there or not right."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import fnmatch
-import logging
 import os
-import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple
 
-from server.config import ROOT, ROWS
-from server.download.folder import CHAT, ModelKind, incomplete, locate, missing_files, repositories
+from server.config import ROOT
+from server.download import failures, interrupts, web
+from server.download.check import Expected, State, check_files
+from server.download.folder import (
+    CHAT,
+    INDEXES,
+    ModelKind,
+    Repositories,
+    incomplete,
+    is_published,
+    is_superfluous,
+    locate,
+    missing_files,
+    repositories,
+)
+from server.download.manifest import known_files
+from server.download.plan import Wanted, choose_version, is_text, is_weights, largest, make_plan, wanted_files
+from server.download.probing import Supplier, find_suppliers
+from server.download.progress import Progress, readable
+from server.download.record import PRIVATE, Record, Stopped
+from server.download.sources import Source, choose_sources, find_listing, title
+from server.download.transfer import Exhausted, Transfer, part_of
+from server.download.web import SourceError
 from server.errors import StartupError
+from server.file_lock import try_lock
 from server.hardware import disk_free
 from server.i18n import system_language
 
-HUGGING_FACE = ROWS["endpoint"].default
-WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model.bin.index.json")
+if TYPE_CHECKING:
+    import httpx2
+
 SPARE_BYTES = 200 * 10**6  # left free on the disk
-RETRY_SECONDS = (1.0, 4.0)  # waits before asking a busy server again
+_ADOPTED_BYTES = 2**20  # a file that is too short, but so long, is the beginning of the right one, and no error page
 
-T = TypeVar("T")
-
-
-class RemoteFile(NamedTuple):
-    name: str
-    size: int  # bytes
+Announce = Callable[[int, Source], None]
 
 
-class Snapshot(NamedTuple):
-    """One state of a repository."""
+class Origin(NamedTuple):
+    """Where the user wants models from: ``source`` and ``endpoint`` of Config."""
 
-    repository: str
-    revision: str
-    files: Sequence[RemoteFile]
+    source: Sequence[str] | None = None
+    endpoint: str | None = None
 
-    @property
-    def size(self) -> int:
-        return sum(file.size for file in self.files)
+    def sources(self) -> list[Source]:
+        return choose_sources(self.source, self.endpoint)
+
+
+ANY = Origin()
 
 
 def ensure_model(
     name: str,
     kind: ModelKind = CHAT,
     *,
-    endpoint: str = HUGGING_FACE,
+    origin: Origin = ANY,
     root: Path = ROOT,
     language: str | None = None,
-    announce: Callable[[int], None] | None = None,
+    announce: Announce | None = None,
+    thorough: bool = False,
 ) -> Path:
     """The folder of the model called ``name``, downloaded into ``root``/THUDM if it is not complete.
 
-    A complete folder is taken as it is, without the network. ``announce`` is called before a download, with the size
-    of the whole model in bytes. Raises StartupError for an unknown name and for every way in which a download fails,
-    ModelError for a folder of the user's own that lacks files.
+    A complete folder is taken as it is, without the network, unless the call is ``thorough``: then its files are
+    checked as well, any OWNER/MODEL of the hub may be named, and a known model may be completed anywhere. ``announce``
+    is called before a download, with the size of the whole model in bytes and the source that comes first. Raises
+    StartupError for an unknown name and for every way in which a download fails, ModelError for a folder of the user's
+    own that lacks files.
     """
-    folder = locate(name, root, kind)
+    folder = locate(name, root, kind, foreign=thorough)
     missing = missing_files(folder, kind)
-    if not missing:
-        return folder
-    candidates = repositories(folder, root, kind)
-    if not candidates:
+    names = repositories(folder, root, kind, anywhere=thorough)
+    if not names and missing:
         raise incomplete(folder, missing, kind)
-    endpoint = endpoint.rstrip("/")
-    _prepare_hub(endpoint)
+    if not names or not (missing or thorough):
+        return folder
+    if origin.source is None and not is_published(folder, kind):
+        names = names._replace(modelscope=())
+    zh = (language or system_language()) == "zh"
     try:
-        snapshot = _find(kind, candidates, endpoint, folder)
-        if announce:
-            announce(snapshot.size)
-        _download(snapshot, endpoint, folder, zh=(language or system_language()) == "zh")
+        interrupts.run(lambda stop: _Download(folder, kind, names, origin, announce, stop, zh=zh).run())
     except KeyboardInterrupt:
-        raise StartupError(f"下载中断了：{folder} 里已完成的文件都保留，下次启动接着下其余的（没下完的文件从头下）。",
-                           f"Download interrupted: the files finished so far stay in {folder}, the next start goes on "
-                           "with the others (the one under way starts again).") from None
-    if missing := missing_files(folder, kind):
-        names = ", ".join(missing)
-        zh = names.replace(" or ", " 或 ")
-        raise StartupError(f"从 {endpoint} 下载完了，但 {folder} 里仍缺少 {zh}：请换一个 --endpoint。",
-                           f"Downloaded from {endpoint}, but {folder} still lacks {names}: try another --endpoint.",
-                           param="endpoint")
+        raise failures.interrupted(folder) from None
     return folder
 
 
-def download_size(name: str, *, endpoint: str, root: Path = ROOT) -> int | None:
-    """Bytes of a known chat model's files; None if the server does not say."""
-    folder = locate(name, root)
-    endpoint = endpoint.rstrip("/")
-    _prepare_hub(endpoint)
+def download_size(name: str, source: Source, *, root: Path = ROOT) -> int | None:
+    """Bytes of a known chat model's files; None if the source does not say."""
+    names = repositories(locate(name, root), root)
     try:
-        return _find(CHAT, repositories(folder, root), endpoint, folder).size
-    except StartupError:
+        with web.open_client() as client:
+            listing = find_listing(source, client, names or Repositories(()))
+    except (SourceError, StartupError):
         return None
+    return sum(file.size for file in wanted_files(listing.files, CHAT))
 
 
-def readable(size: int) -> str:
-    return f"{size / 1e9:.2f} GB" if size >= 10**9 else f"{size / 1e6:.1f} MB"
+class _Download:
+    """One run: what is there is checked, what lacks is fetched."""
 
+    def __init__(
+        self,
+        folder: Path,
+        kind: ModelKind,
+        names: Repositories,
+        origin: Origin,
+        announce: Announce | None,
+        stop: threading.Event,
+        *,
+        zh: bool,
+    ):
+        self._folder = folder
+        self._kind = kind
+        self._names = names
+        self._origin = origin
+        self._announce = announce
+        self._stop = stop
+        self._zh = zh
+        self._known = known_files(folder.name)
+        self._suppliers: list[Supplier] = []  # the best first
 
-def _prepare_hub(endpoint: str) -> None:
-    """Must come before huggingface_hub is imported: it reads the environment only then."""
-    os.environ["HF_ENDPOINT"] = endpoint
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    if endpoint != HUGGING_FACE:
-        os.environ.setdefault("HF_HUB_DISABLE_XET", "1")  # a mirror passes the Xet store's own, often blocked, host on
-    from huggingface_hub.utils.logging import set_verbosity_error
+    def run(self) -> None:
+        with failures.disk_failures(self._folder), web.open_client() as client, contextlib.ExitStack() as stack:
+            if self._is_right_without_asking() or not self._find_suppliers(client):
+                return
+            if stack.enter_context(self._lock()) and self._is_right_without_asking():
+                return
+            plan = make_plan(self._suppliers, self._known, self._kind, self._folder)
+            self._refuse_if_lacking(file.name for file in plan)
+            if self._announce:
+                self._announce(sum(file.size for file in plan), self._suppliers[0].source)
+            wrong = self._wrong({file.name: (file.size, file.sha256) for file in plan})
+            left = [file for file in plan if file.name in wrong]
+            self._adopt(left)
+            self._check_disk(left)
+            self._tell(left, len(plan) - len(left))
+            self._fetch(left, client)
+        if missing := missing_files(self._folder, self._kind):
+            raise failures.lacks_files(self._folder, missing, [supplier.source for supplier in self._suppliers])
 
-    set_verbosity_error()
-    logging.getLogger("httpx2").setLevel(logging.WARNING)  # it tells of every request
+    def _say(self, zh: str, en: str) -> None:
+        print(zh if self._zh else en, flush=True)
 
+    @contextlib.contextmanager
+    def _lock(self) -> Iterator[bool]:
+        """One program at a time writes into the folder; another one waits until it is done, and is told that it did."""
+        private = self._folder / PRIVATE
+        private.mkdir(parents=True, exist_ok=True)
+        with (private / "lock").open("ab") as file:
+            waits = False
+            while not try_lock(file):
+                if not waits:
+                    waits = True
+                    self._say(f"另一个程序正在往 {self._folder} 里下载，等它完成……",
+                              f"Another program is downloading into {self._folder}, waiting for it ...")  # fmt: skip
+                if self._stop.wait(0.5):
+                    raise Stopped
+            yield waits
 
-def _download(snapshot: Snapshot, endpoint: str, folder: Path, *, zh: bool) -> None:
-    left = [file for file in snapshot.files if not _is_complete(folder, file)]
-    _drop_orphans(folder)
-    _check_disk(left, folder)
-    done, size = len(snapshot.files) - len(left), readable(sum(file.size for file in left))
-    if zh:
-        print(f"从 {endpoint} 下载 {snapshot.repository} 到 {folder}：还差 {len(left)} 个文件 {size}（已有 {done} 个）")
-    else:
-        print(f"Downloading {snapshot.repository} from {endpoint} to {folder}: {len(left)} files, {size} to go "
-              f"({done} are there)")
-    for number, file in enumerate(left, 1):
-        label = f"({number}/{len(left)}) {file.name}"
-        if not sys.stderr.isatty():  # where there is no progress bar
-            print(f"{label}  {readable(file.size)}", flush=True)
-        _fetch(snapshot, file, endpoint, folder, label)
+    def _is_right_without_asking(self) -> bool:
+        """Whether everything is there, and right by what is known here."""
+        if missing_files(self._folder, self._kind):
+            return False
+        record = Record(self._folder)
+        weights = [path.name for path in self._folder.iterdir() if is_weights(path.name)]
+        expected = {name: (None, record.published(name)) for name in weights}
+        known = {name: file for name, file in self._known.items() if not is_superfluous(self._folder, name)}
+        expected |= {name: (file.size, file.sha256) for name, file in known.items()}
+        return all(sha256 for _, sha256 in expected.values()) and not self._wrong(expected)
 
+    def _find_suppliers(self, client: httpx2.Client) -> bool:
+        """False where nobody answers, and nothing is missing either: what is there then cannot be checked."""
+        sources = self._origin.sources()
+        if len(sources) > 1:
+            self._say("正在比较下载源……", "comparing the sources ...")
+        self._suppliers, failed = find_suppliers(
+            sources, self._names, client, lambda listing: largest(listing, self._kind), self._stop
+        )
+        if self._stop.is_set():
+            raise Stopped
+        for source, error in failed:
+            self._say(f"  {title(source)} {error.zh}", f"  {title(source)}: {error.en}")
+        if self._suppliers:
+            return True
+        if missing_files(self._folder, self._kind):
+            raise failures.nobody_has_it(failed, self._names, self._folder)
+        self._say(
+            "没有缺文件，但连不上下载源，不知道它们应有的校验和，所以没有核对。",
+            "No file is missing, but no source answers that knows their checksums, so they were not checked.",
+        )
+        return False
 
-def _find(kind: ModelKind, candidates: Sequence[str], endpoint: str, folder: Path) -> Snapshot:
-    """The first of the candidates that the server has."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+    def _wrong(self, expected: Expected) -> list[str]:
+        """The files that are not there, or not what they should be."""
+        states = check_files(self._folder, expected, self._stop, zh=self._zh)
+        return [name for name, state in states.items() if state in (State.ABSENT, State.BROKEN)]
 
-    api = HfApi(endpoint=endpoint)
-    for repository in candidates:
-        with _as_sentences(endpoint, repository, folder):
-            try:
-                info = _patiently(lambda repo=repository: api.model_info(repo, files_metadata=True, timeout=15))
-            except GatedRepoError:
-                raise  # a subclass of the next one
-            except RepositoryNotFoundError:
-                continue
-        files = [RemoteFile(entry.rfilename, entry.size or 0) for entry in info.siblings or ()]
-        return Snapshot(repository, info.sha, _wanted(files, kind))
-    names = ", ".join(candidates)
-    raise StartupError(f"{endpoint} 上没有 {names}：请换一个 --endpoint，或把模型文件自己放进 {folder}。",
-                       f"{endpoint} has none of {names}: try another --endpoint, or put the model's files into "
-                       f"{folder} yourself.", param="endpoint")
+    def _adopt(self, left: Sequence[Wanted]) -> None:
+        """A file that a person put there and that broke off early is gone on with; the hash tells if it was wrong."""
+        for file in left:
+            path, part = self._folder / file.name, part_of(self._folder, file.name)
+            there = path.stat().st_size if path.is_file() else 0
+            if file.sha256 and not part.exists() and _ADOPTED_BYTES < there < file.size:
+                os.replace(path, part)
+        for path in (self._folder / ".cache" / "huggingface" / "download").glob("*.incomplete"):
+            with contextlib.suppress(OSError):
+                path.unlink()  # huggingface_hub, which earlier versions used, would neither use nor remove it
 
+    def _there(self, left: Sequence[Wanted]) -> int:
+        """Bytes of parts that are gone on with."""
+        parts = [(part_of(self._folder, file.name), file) for file in left if file.sha256]
+        return sum(min(part.stat().st_size, file.size) for part, file in parts if part.is_file())
 
-def _wanted(files: Sequence[RemoteFile], kind: ModelKind) -> list[RemoteFile]:
-    """What is worth downloading, small files first; pickles only where there are no safetensors."""
-    patterns = ("config.json", *kind.tokenizers, *kind.extras, *WEIGHTS)
-    here = [file for file in files if "/" not in file.name]
-    chosen = [file for file in here if any(fnmatch.fnmatch(file.name, pattern) for pattern in patterns)]
-    if any(file.name.endswith(".safetensors") for file in chosen):
-        chosen = [file for file in chosen if not file.name.startswith("pytorch_model")]
-    return sorted(chosen, key=lambda file: (file.name.endswith((".bin", ".safetensors")), file.name))
+    def _check_disk(self, left: Sequence[Wanted]) -> None:
+        needed = sum(file.size for file in left) - self._there(left) + SPARE_BYTES
+        free = disk_free(self._folder)
+        if left and needed > free:
+            raise failures.disk_full(self._folder, free, needed)
 
+    def _tell(self, left: Sequence[Wanted], done: int) -> None:
+        if not left:
+            return
+        size = readable(sum(file.size for file in left) - self._there(left))
+        speeds = [f" ({supplier.speed / 1e6:.1f} MB/s)" if supplier.speed else "" for supplier in self._suppliers]
+        where = ", ".join(title(s.source) + speed for s, speed in zip(self._suppliers, speeds, strict=True))
+        repository = self._suppliers[0].listing.repository
+        self._say(
+            f"从 {where} 下载 {repository} 到 {self._folder}：还差 {len(left)} 个文件 {size}（已有 {done} 个）",
+            f"Downloading {repository} from {where} to {self._folder}: {len(left)} files, {size} to go ({done} are "
+            "there)",
+        )
 
-def _is_complete(folder: Path, file: RemoteFile) -> bool:
-    path = folder / file.name
-    return path.is_file() and path.stat().st_size == file.size
+    def _fetch(self, left: Sequence[Wanted], client: httpx2.Client) -> None:
+        total = sum(file.size for file in left)
+        with Progress(total, self._there(left), zh=self._zh) as progress:
+            for number, file in enumerate(left, 1):
+                if is_weights(file.name):  # the index is there now, and tells what the model needs
+                    self._refuse_if_lacking(rest.name for rest in left[number - 1 :])
+                progress.label(f"({number}/{len(left)}) {file.name}  {readable(file.size)}")
+                sha256 = self._transfer(file, client, progress)
+                if not is_text(file.name):
+                    Record(self._folder).remember(file.name, sha256)
 
+    def _transfer(self, file: Wanted, client: httpx2.Client, progress: Progress) -> str:
+        """SHA-256 of the file, which is fetched from those who agree about it; if they fail, from the others."""
+        others = self._suppliers
+        while file.suppliers:
+            others = [supplier for supplier in others if supplier not in file.suppliers]
+            with contextlib.suppress(Exhausted):
+                return Transfer(file, self._folder, client, progress, self._stop).run()
+            file = choose_version(file.name, others, self._known.get(file.name))
+        reasons = [(s.source, s.reasons[file.name]) for s in self._suppliers if file.name in s.reasons]
+        raise failures.nobody_gives_it(file.name, reasons, self._folder)
 
-def _drop_orphans(folder: Path) -> None:
-    """Delete what a killed download left: huggingface_hub neither uses it again nor removes it."""
-    for path in (folder / ".cache" / "huggingface" / "download").glob("*.incomplete"):
-        with contextlib.suppress(OSError):
-            path.unlink()
+    def _refuse_if_lacking(self, coming: Iterable[str]) -> None:
+        """Raises StartupError where the model will lack files in the end, before gigabytes of it are fetched."""
+        names = {*coming}
+        lacking = [missing for missing in missing_files(self._folder, self._kind)
+                   if not names & {*missing.split(" or ")} and not self._stands_for(missing, names)]  # fmt: skip
+        if lacking:
+            raise failures.lacks_files(self._folder, lacking, self._origin.sources())
 
-
-def _check_disk(left: Sequence[RemoteFile], folder: Path) -> None:
-    needed, free = sum(file.size for file in left) + SPARE_BYTES, disk_free(folder)
-    if needed > free:
-        raise _disk_full(folder, free, needed)
-
-
-def _fetch(snapshot: Snapshot, file: RemoteFile, endpoint: str, folder: Path, label: str) -> None:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.utils import tqdm
-
-    class Bar(tqdm):
-        def __init__(self, *args: Any, **keywords: Any):
-            super().__init__(*args, **{**keywords, "desc": label})  # the hub would show the end of an address
-
-    def download() -> str:
-        return hf_hub_download(snapshot.repository, file.name, revision=snapshot.revision, endpoint=endpoint,
-                               local_dir=folder, tqdm_class=Bar)
-
-    with _as_sentences(endpoint, snapshot.repository, folder):
-        _patiently(download)
-
-
-def _patiently(call: Callable[[], T]) -> T:
-    """Again, a little later, while the server says that it is busy."""
-    from huggingface_hub.errors import HfHubHTTPError
-
-    for seconds in RETRY_SECONDS:
-        try:
-            return call()
-        except HfHubHTTPError as error:
-            if error.response.status_code < 500:
-                raise
-            time.sleep(seconds)
-    return call()
-
-
-@contextlib.contextmanager
-def _as_sentences(endpoint: str, repository: str, folder: Path) -> Iterator[None]:
-    """Turns what huggingface_hub raises into StartupErrors."""
-    from huggingface_hub.errors import HfHubHTTPError, HTTPError
-
-    try:
-        yield
-    except HfHubHTTPError as error:
-        raise _refused(endpoint, repository, error.response.status_code) from error
-    except PermissionError as error:
-        raise StartupError(f"不能写入 {folder}：请检查权限，或把程序移到别的文件夹。",
-                           f"Cannot write to {folder}: check its permissions, or move the program.") from error
-    except (HTTPError, OSError, ValueError) as error:  # HTTPError: no connection; ValueError: not a hub that answers
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            raise _disk_full(folder, disk_free(folder)) from error
-        raise _unreachable(endpoint, repository, folder) from error
-
-
-def _refused(endpoint: str, repository: str, status: int) -> StartupError:
-    if status in (401, 403):
-        return StartupError(
-            f"{endpoint} 不让下载 {repository}（{status}）：请设置环境变量 HF_TOKEN，或换一个 --endpoint。",
-            f"{endpoint} does not let you download {repository} ({status}): set HF_TOKEN, or try another --endpoint.",
-            param="endpoint")
-    return StartupError(
-        f"{endpoint} 下载 {repository} 出错（{status}）：请稍后再试（已完成的文件会保留），或换一个 --endpoint。",
-        f"{endpoint} failed with {repository} ({status}): try again later (finished files are kept), or use "
-        "another --endpoint.", param="endpoint")
-
-
-def _unreachable(endpoint: str, repository: str, folder: Path) -> StartupError:
-    return StartupError(
-        f"从 {endpoint} 下载 {repository} 失败，连不上或连接断了：请检查网络（国内可设环境变量 "
-        f"HF_ENDPOINT=https://hf-mirror.com）后再试，或把模型文件自己放进 {folder}。",
-        f"Could not download {repository} from {endpoint}, no connection or it broke off: check the network (in China "
-        f"set HF_ENDPOINT=https://hf-mirror.com) and try again, or put the model's files into {folder} yourself.",
-        param="endpoint")
-
-
-def _disk_full(folder: Path, free: int, needed: int | None = None) -> StartupError:
-    zh, en = (f"要 {readable(needed)}，", f"{readable(needed)} are needed, ") if needed else ("", "")
-    return StartupError(f"{folder} 所在的磁盘满了：{zh}只剩 {readable(free)}。请腾出空间再试。",
-                        f"The disk with {folder} is full: {en}{readable(free)} are free. Make room and try again.")
+    def _stands_for(self, missing: str, names: set[str]) -> bool:
+        """Whether weights of any name will do, as long as no index says which ones there are."""
+        has_index = any((self._folder / index).is_file() for index in INDEXES)
+        return not has_index and is_weights(missing.rpartition(" or ")[2]) and any(is_weights(name) for name in names)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,14 +16,20 @@ DEFAULT_MODEL = "THUDM/chatglm2-6b"
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 
 
+class Repositories(NamedTuple):
+    """What a model is called where it can be had; of several names the first one that exists counts."""
+
+    hub: tuple[str, ...]  # on the Hugging Face Hub and its mirrors
+    modelscope: tuple[str, ...] = ()  # none: its owners have not put it there
+
+
 class ModelKind(NamedTuple):
     """What the folders of one kind of model have in common, beside config.json and weights."""
 
     option: str  # the field of Config that names such a model
     zh: str  # what such a model is called
     en: str
-    # names that can be downloaded: the folder under THUDM -> repositories, the next one is asked where one is unknown
-    repositories: Mapping[str, tuple[str, ...]]
+    repositories: Mapping[str, Repositories]  # names that can be downloaded: the folder under THUDM -> where it is had
     tokenizers: tuple[str, ...]  # one of these files is there
     extras: tuple[str, ...]  # other files worth downloading
     # which of the tokenizers will do, where config.json tells
@@ -39,11 +46,19 @@ _PUBLISHED = (
     "chatglm3-6b", "chatglm3-6b-32k", "chatglm3-6b-128k",
     "codegeex2-6b", "codegeex2-6b-int4",
 )  # fmt: skip
+
+
+def _on_modelscope(name: str) -> tuple[str, ...]:
+    """The first generation is written ChatGLM-6B-Int4 there."""
+    capitals = name.title().replace("Chatglm", "ChatGLM")
+    return (f"ZhipuAI/{name}", *([f"ZhipuAI/{capitals}"] if name.startswith("chatglm-") else []))
+
+
 CHAT = ModelKind(
     "model",
     "模型",
     "model",
-    {name: (f"THUDM/{name}", f"zai-org/{name}") for name in _PUBLISHED},
+    {name: Repositories((f"THUDM/{name}", f"zai-org/{name}"), _on_modelscope(name)) for name in _PUBLISHED},
     ("tokenizer.model", "ice_text.model"),
     # the tokenizer's code as the text that tells ChatGLM3 from ChatGLM2
     ("tokenizer_config.json", "tokenization_chatglm.py", "MODEL_LICENSE"),
@@ -53,40 +68,60 @@ SENTENCE = ModelKind(
     "embedding_model",
     "句向量模型",
     "sentence model",
-    {"text2vec-large-chinese": ("GanymedeNil/text2vec-large-chinese",)},
+    {"text2vec-large-chinese": Repositories(("GanymedeNil/text2vec-large-chinese",))},
     ("tokenizer.json", "vocab.txt", "sentencepiece.bpe.model"),
     ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "LICENSE"),
 )
 # git without LFS leaves notes of some 130 bytes in place of large files
 _POINTER_BYTES = 1024
+_OWNED = re.compile(r"[\w.-]+/[\w.-]+")  # OWNER/MODEL
+_OWNER_END = "--"  # in the name of its folder
 _POINTER_START = b"version https://git-lfs"
 _ANY_WEIGHTS = "model.safetensors or pytorch_model.bin"  # what lacks where there are no weights at all
 
 
-def locate(name: str, root: Path, kind: ModelKind = CHAT) -> Path:
+def locate(name: str, root: Path, kind: ModelKind = CHAT, *, foreign: bool = False) -> Path:
     """The folder that ``name`` means, which need not be there yet if the model can be downloaded.
 
-    A bare name is looked up under ``root``/THUDM first, a path from the current folder and then from ``root``. Raises
-    StartupError with the nearest names if there is nothing of the kind.
+    A bare name is looked up under ``root``/THUDM first, a path from the current folder and then from ``root``;
+    OWNER/MODEL is also what was downloaded of that name, which with ``foreign`` need not be there. Raises StartupError
+    with the nearest names if there is nothing of the kind.
     """
     home = root / "THUDM"
     given = Path(name).expanduser()
     places = [home / name, given] if given.name == name else [given, root / given]
+    if is_foreign := bool(_OWNED.fullmatch(name)):
+        places.append(home / name.replace("/", _OWNER_END))
     for place in places:
         if place.is_dir():
             return place.absolute()
         if place.is_file():
             raise _not_a_folder(place, kind)
     bare = name.rpartition("/")[2]
-    if bare in kind.repositories and name in (bare, f"THUDM/{bare}", *kind.repositories[bare]):
+    if bare in kind.repositories and name in (bare, f"THUDM/{bare}", *kind.repositories[bare].hub):
         return home / bare
+    if foreign and is_foreign:
+        return places[-1]
     raise _unknown(name, home, kind)
 
 
-def repositories(folder: Path, root: Path, kind: ModelKind = CHAT) -> tuple[str, ...]:
-    """Where the contents of a folder can be had: nowhere, unless it is one of ours."""
-    ours = folder.resolve() == (root / "THUDM" / folder.name).resolve()
-    return kind.repositories.get(folder.name, ()) if ours else ()
+def repositories(folder: Path, root: Path, kind: ModelKind = CHAT, *, anywhere: bool = False) -> Repositories | None:
+    """Where the contents of a folder can be had: nowhere, unless it is one of ours, or it may be ``anywhere``.
+
+    The folder of OWNER/MODEL is called OWNER--MODEL. On ModelScope others may have taken an owner's name, so it is for
+    the user to ask that site for it.
+    """
+    if not anywhere and folder.resolve() != (root / "THUDM" / folder.name).resolve():
+        return None
+    owner, end, model = folder.name.partition(_OWNER_END)
+    if folder.name not in kind.repositories and owner and end and model:
+        return Repositories((f"{owner}/{model}",), (f"{owner}/{model}",))
+    return kind.repositories.get(folder.name)
+
+
+def is_published(folder: Path, kind: ModelKind = CHAT) -> bool:
+    """Whether the folder's name is that of a model that this program knows."""
+    return folder.name in kind.repositories
 
 
 def missing_files(folder: Path, kind: ModelKind = CHAT) -> list[str]:
@@ -98,14 +133,27 @@ def missing_files(folder: Path, kind: ModelKind = CHAT) -> list[str]:
     return missing + _missing_weights(folder)
 
 
+def has_pickles(folder: Path) -> bool:
+    """Whether the weights that are there, or begun, are pickles and nothing else."""
+    return any(folder.glob("pytorch_model*.bin*")) and not any(folder.glob("*.safetensors*"))
+
+
+def is_superfluous(folder: Path, name: str) -> bool:
+    """Whether the folder is complete without this file: pickles, where all the weights are there as safetensors."""
+    index = folder / "model.safetensors.index.json"
+    whole = not _absent_shards(folder, index) if index.is_file() else _has(folder, "model.safetensors")
+    return whole and name.startswith("pytorch_model") and not (folder / name).exists()
+
+
 def is_begun(folder: Path) -> bool:
-    """Whether a file of weights is there: what a broken off download leaves is whole files."""
-    return any(_has(folder, path.name) for path in _weights(folder))
+    """Whether a file of weights is there, or the part of one that a broken off download left."""
+    parts = [*folder.glob("*.safetensors.part"), *folder.glob("pytorch_model*.bin.part")]
+    return any(_has(folder, path.name) for path in [*_weights(folder), *parts])
 
 
 def incomplete(folder: Path, missing: list[str], kind: ModelKind = CHAT) -> ModelError:
     """What to tell the user of a folder of their own: files that are not there, and ones that are only a note."""
-    pointers = [name for name in missing if _is_pointer(folder / name)]
+    pointers = [name for name in missing if is_pointer(folder / name)]
     small = [name for name in missing if name not in pointers and (folder / name).is_file()]
     absent = [name for name in missing if name not in pointers and name not in small]
     zh, en = [], []
@@ -129,7 +177,8 @@ def incomplete(folder: Path, missing: list[str], kind: ModelKind = CHAT) -> Mode
                       f"The model folder {folder} {' and '.join(en)}: {do_en}.", param=kind.option)
 
 
-def _is_pointer(path: Path) -> bool:
+def is_pointer(path: Path) -> bool:
+    """Whether it is what git leaves in place of a large file where LFS is missing."""
     try:
         with path.open("rb") as file:
             return file.read(len(_POINTER_START)) == _POINTER_START
@@ -151,23 +200,21 @@ def _weights(folder: Path) -> list[Path]:
 
 
 def _missing_weights(folder: Path) -> list[str]:
-    lacking = []
-    for index in INDEXES:
-        path = folder / index
-        if path.is_file():
-            try:
-                shards = sorted(set(json.loads(path.read_bytes())["weight_map"].values()))
-            except (OSError, ValueError, KeyError, AttributeError, TypeError):
-                shards = [index]
-            absent = [shard for shard in shards if shard == index or not _has(folder, str(shard))]
-            if not absent:
-                return []
-            lacking.append(absent)
+    lacking = [_absent_shards(folder, folder / index) for index in INDEXES if (folder / index).is_file()]
     if lacking:
         return min(lacking, key=len)
-    if is_begun(folder):
+    if any(_has(folder, path.name) for path in _weights(folder)):
         return []
     return sorted(path.name for path in _weights(folder)) or [_ANY_WEIGHTS]
+
+
+def _absent_shards(folder: Path, index: Path) -> list[str]:
+    """The files that an index names and that are not there; the index itself, where it cannot be read."""
+    try:
+        shards = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        return [index.name]
+    return [shard for shard in shards if not _has(folder, str(shard))]
 
 
 def _has(folder: Path, name: str) -> bool:

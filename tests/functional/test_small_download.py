@@ -21,8 +21,9 @@ SMALL = "chatglm2-6b-int4"
 
 @pytest.fixture
 def root(tmp_path):
-    """A copy of the program without a model."""
+    """A copy of the program without a model, which takes the demo's files for the published ones."""
     shutil.copytree(ROOT / "server", tmp_path / "server", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "server" / "download" / "manifest.json").write_text("{}")
     return tmp_path
 
 

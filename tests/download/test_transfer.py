@@ -1,0 +1,284 @@
+"""Files from servers that stall, break off, lie and refuse: what arrives in the end is right, or is not there."""
+
+import os
+import sys
+import time
+from email.utils import formatdate
+
+import pytest
+
+from server.errors import StartupError
+from tests.download.conftest import (
+    FIRST,
+    MODEL,
+    REPOSITORY,
+    SECOND,
+    SHARDS,
+    contents,
+    fill,
+    folder_of,
+    get,
+    publish,
+)
+
+SIZE = len(SHARDS[SECOND])
+LATE = 2_200_000  # a byte of SECOND that comes after what the measuring takes
+DAMAGED = SHARDS[SECOND][:1000] + b"\0" * 10 + SHARDS[SECOND][1010:]
+
+
+def failure(program, *sources: str) -> str:
+    with pytest.raises(StartupError) as caught:
+        get(program, *sources)
+    assert not (folder_of(program) / SECOND).exists()  # nothing bears a name that it does not deserve
+    return caught.value.en
+
+
+# changing the source
+
+
+def test_a_stall_in_the_middle_of_a_file_goes_on_elsewhere_at_the_same_byte(servers, program, capsys):
+    stalls, good = servers(2)
+    stalls.stall[SECOND] = LATE
+    assert contents(get(program, stalls.url, f"modelscope={good.url}")) == MODEL
+    assert good.fetched() == [SECOND] and good.ranges(SECOND)[-1] == f"bytes={LATE}-"
+    assert f"{stalls.url} stalled: going on at 2.2 MB from {good.url}" in capsys.readouterr().out
+
+
+def test_a_trickle_is_a_stall_where_there_is_another_source(servers, program, capsys):
+    trickles, good = servers(2)
+    trickles.slow_after[SECOND] = LATE
+    assert contents(get(program, trickles.url, good.url)) == MODEL
+    assert good.fetched() == [SECOND] and LATE <= int(good.ranges(SECOND)[-1][6:-1]) < LATE + 100_000
+    assert "stalled" in capsys.readouterr().out
+
+
+def test_one_file_that_is_refused_comes_from_another_source(servers, program):
+    for status in (403, 404, 503):
+        refuses, good = servers(2)
+        refuses.statuses[FIRST] = [status] * 9
+        folder = get(program / str(status), refuses.url, good.url)
+        assert contents(folder) == MODEL
+        assert FIRST in good.fetched() and SECOND not in good.fetched(), status
+
+
+def test_a_source_that_asks_for_a_pause_is_not_waited_for(servers, program):
+    busy, good = servers(2)
+    busy.statuses[FIRST], busy.retry_after = [429] * 9, "2"
+    began = time.monotonic()
+    assert contents(get(program, busy.url, good.url)) == MODEL
+    assert time.monotonic() - began < 2 + 1 and FIRST in good.fetched()
+
+
+@pytest.mark.parametrize("fault", ["cut", "reset", "stall"])
+def test_the_only_source_is_asked_again(fault, servers, program):
+    (hub,) = servers(1)
+    getattr(hub, fault)[SECOND] = LATE
+    if fault == "stall":  # every answer ends after so many bytes
+        hub.stall[SECOND] = 1_500_000
+    assert contents(get(program, hub.url)) == MODEL
+    asked = hub.ranges(SECOND)
+    assert asked[0] == "" and 2 <= len(asked) <= 3
+    if fault == "cut":
+        assert asked[1] == f"bytes={LATE}-"
+
+
+def test_a_source_that_is_gone_in_the_middle(servers, program):
+    """The sentence says who did what, and that nothing is lost; the next run goes on."""
+    (hub,) = servers(1)
+    hub.cut[SECOND] = LATE
+    serve_once(hub)
+    said = failure(program, hub.url)
+    assert f"{SECOND} was not downloaded to its end. {hub.url}: is busy or broken (500)." in said
+    assert "stays in" in said
+    assert (folder_of(program) / f"{SECOND}.part").read_bytes() == SHARDS[SECOND][:LATE]
+    hub.statuses.clear()
+    hub.requests.clear()
+    assert contents(get(program, hub.url)) == MODEL
+    assert hub.ranges() == [(SECOND, f"bytes={LATE}-")]
+
+
+def serve_once(hub) -> None:
+    """SECOND is given once, then answered with 500."""
+
+    class Later(list):
+        def __bool__(self):
+            return hub.fetched().count(SECOND) > 1
+
+    hub.statuses[SECOND] = Later([500] * 9)
+
+
+# being told to wait
+
+
+@pytest.mark.parametrize("as_date", [False, True])
+def test_retry_after_is_obeyed(as_date, servers, program):
+    (hub,) = servers(1)
+    hub.statuses[FIRST] = [429]
+    hub.retry_after = formatdate(time.time() + 2, usegmt=True) if as_date else "1"
+    began = time.monotonic()
+    assert contents(get(program, hub.url)) == MODEL
+    assert time.monotonic() - began >= 0.9
+    assert hub.ranges(FIRST) == ["", ""]
+
+
+def test_a_pause_that_is_too_long_is_not_taken(servers, program):
+    (hub,) = servers(1)
+    hub.statuses[FIRST], hub.retry_after = [429], "3600"
+    assert "is busy or broken (429)" in failure(program, hub.url)
+
+
+def test_a_listing_is_asked_for_again_too(servers, program):
+    (hub,) = servers(1)
+    hub.statuses["/repo/files"], hub.retry_after = [429, 503], "0"
+    assert contents(get(program, f"modelscope={hub.url}")) == MODEL
+
+
+# lies
+
+
+def test_another_size_than_listed(servers, program):
+    (hub,) = servers(1)
+    hub.announced[SECOND] = SIZE + 5
+    assert f"has a file of another size ({SIZE + 5} instead of {SIZE} bytes)" in failure(program, hub.url)
+    liar, good = servers(2)
+    liar.announced[SECOND] = SIZE - 5
+    assert contents(get(program, liar.url, good.url)) == MODEL
+    assert SECOND in good.fetched() and FIRST not in good.fetched()
+
+
+def test_a_listing_with_another_size_than_the_file(servers, program):
+    liar, good = servers(2)
+    liar.claimed[FIRST] = 5_000_000  # and the measuring asks for the middle of the largest one
+    assert contents(get(program, liar.url, good.url)) == MODEL
+
+
+def test_wrong_bytes_are_never_taken(servers, program, capsys):
+    (hub,) = servers(1)
+    hub.wrong[SECOND] = DAMAGED
+    assert f"{hub.url}: has a file with other contents" in failure(program, hub.url)
+    bad, good = servers(2)
+    bad.wrong[SECOND] = DAMAGED
+    assert contents(get(program, bad.url, good.url)) == MODEL
+    assert good.ranges(SECOND)[-1] == ""  # from its beginning
+    assert f"the checksum of {SECOND} is wrong" in capsys.readouterr().out
+
+
+def test_wrong_bytes_in_a_piece_of_a_file(servers, program):
+    """Who of the two it was is found out by asking each for the whole."""
+    bad, good = servers(2)
+    bad.wrong[SECOND], bad.stall[SECOND] = DAMAGED, LATE
+    assert contents(get(program, bad.url, good.url)) == MODEL
+
+
+def test_what_an_earlier_run_left_may_be_wrong(servers, program):
+    (hub,) = servers(1)
+    fill(folder_of(program), {f"{SECOND}.part": DAMAGED[:500_000]})
+    assert contents(get(program, hub.url)) == MODEL
+    assert hub.ranges(SECOND) == ["bytes=500000-", ""]
+
+
+def test_a_part_that_is_too_long(servers, program):
+    (hub,) = servers(1)
+    fill(folder_of(program), {f"{SECOND}.part": SHARDS[SECOND] + b"more"})
+    assert contents(get(program, hub.url)) == MODEL
+    assert hub.ranges(SECOND) == [""]
+
+
+def test_a_part_that_has_everything(servers, program):
+    (hub,) = servers(1)
+    fill(folder_of(program), {f"{SECOND}.part": SHARDS[SECOND]})
+    assert contents(get(program, hub.url)) == MODEL
+    assert hub.ranges(SECOND) == []
+
+
+def test_a_server_that_ignores_ranges(servers, program):
+    (hub,) = servers(1)
+    hub.ignores_range = True
+    hub.cut[SECOND] = LATE
+    fill(folder_of(program), {f"{FIRST}.part": SHARDS[FIRST][:700_001]})
+    assert contents(get(program, hub.url)) == MODEL
+
+
+def test_redirects_are_followed_with_the_range(servers, program):
+    hub, other = servers(2)
+    hub.elsewhere = other.url
+    fill(folder_of(program), {f"{SECOND}.part": SHARDS[SECOND][:700_001]})
+    assert contents(get(program, hub.url)) == MODEL
+    assert other.ranges(SECOND) == ["bytes=700001-"]
+
+
+def test_compressed_answers_are_refused(servers, program):
+    (hub,) = servers(1)
+    hub.compresses = True
+    assert "does not give the file as it is (compressed)" in failure(program, hub.url)
+
+
+# what is known of the files
+
+
+def test_the_published_hash_decides_who_is_asked(servers, program):
+    other, good = servers(2)
+    publish(program, {SECOND: SHARDS[SECOND]})
+    other.repositories = {REPOSITORY: {**MODEL, SECOND: DAMAGED}}
+    assert contents(get(program, other.url, good.url)) == MODEL
+    assert SECOND not in other.fetched()
+
+
+def test_a_published_file_that_nobody_has(servers, program):
+    (hub,) = servers(1)
+    publish(program, {SECOND: DAMAGED})
+    assert f"No source has {SECOND} as it was published" in failure(program, hub.url)
+    publish(program, {SECOND: SHARDS[SECOND][:-1]})
+    assert f"No source has {SECOND} as it was published" in failure(program, hub.url)
+    publish(program, {SECOND: DAMAGED}, sized=False)
+    hub.unhashed = True
+    assert "has a file with other contents" in failure(program, hub.url)
+
+
+def test_the_published_hash_is_checked_where_the_listing_has_none(servers, program):
+    bad, good = servers(2)
+    publish(program, {SECOND: SHARDS[SECOND]}, sized=False)
+    bad.unhashed, bad.wrong[SECOND] = True, DAMAGED
+    assert contents(get(program, bad.url, good.url)) == MODEL
+
+
+def test_without_a_hash_no_file_is_made_of_two(servers, program):
+    fails, good = servers(2)
+    for hub in (fails, good):
+        hub.unhashed = True
+    good.wrong[SECOND] = b"x" * SIZE  # another version, as large by chance
+    fails.cut[SECOND] = LATE
+    serve_once(fails)
+    fill(folder_of(program), {f"{FIRST}.part": b"?" * 1000})  # nobody could tell whether it belongs here
+    there = contents(get(program, fails.url, good.url))
+    assert there[FIRST] == SHARDS[FIRST] and there[SECOND] == b"x" * SIZE
+
+
+# the disk
+
+
+def test_a_disk_that_is_full(servers, program, monkeypatch):
+    monkeypatch.setattr("server.download.fetch.disk_free", lambda path: 205_000_000)
+    (hub,) = servers(1)
+    said = failure(program, hub.url)
+    assert "206.6 MB are needed, 205.0 MB are free" in said and not hub.fetched()
+    fill(folder_of(program), {f"{SECOND}.part": SHARDS[SECOND][:3_000_000]})  # what is there need not be counted
+    assert contents(get(program, hub.url)) == MODEL
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
+def test_a_disk_that_becomes_full(servers, program):
+    (hub,) = servers(1)
+    fill(folder_of(program), {})
+    (folder_of(program) / f"{SECOND}.part").symlink_to("/dev/full")
+    said = failure(program, hub.url)
+    assert "The disk with" in said and "is full" in said and (folder_of(program) / FIRST).exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows says it differently")
+def test_a_folder_that_cannot_be_written(servers, program):
+    (hub,) = servers(1)
+    (program / "THUDM").write_text("a file")
+    said = failure(program, hub.url)
+    assert f"Cannot write to {folder_of(program)}" in said
+    assert not hub.fetched()
