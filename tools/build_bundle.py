@@ -31,7 +31,7 @@ BUILDS = ("cpu", "cu126", "cu130")
 def main(argv: Sequence[str]) -> int:
     """Returns the exit code; what is wrong with an input ends the program with a sentence."""
     options = _options(argv)
-    _prepare_tools(options.cache)
+    prepare_tools(options.cache)
     with tempfile.TemporaryDirectory(dir=options.cache) as work:
         target = Path(work) / "bundle"
         about = assemble(options, target)
@@ -59,7 +59,7 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     return options
 
 
-def _prepare_tools(cache: Path) -> None:
+def prepare_tools(cache: Path) -> None:
     """Install tools/requirements.txt into the cache, once for each state of it, and make it importable."""
     wanted = ROOT / "tools" / "requirements.txt"
     folder = cache / f"tools-{hashlib.sha256(wanted.read_bytes()).hexdigest()[:12]}"

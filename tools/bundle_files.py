@@ -23,7 +23,8 @@ _CHUNK = 1 << 20
 
 def copy_project(target: Path) -> None:
     """The files of the product that git knows, without tests and tools."""
-    command = ["git", "-c", "core.quotepath=off", "ls-files", "-z", "--", *PROJECT]
+    command = ["git", "-c", "core.quotepath=off", "ls-files", "-z"]
+    command += ["--cached", "--others", "--exclude-standard", "--", *PROJECT]
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout.decode()
     for name in filter(None, listed.split("\0")):
         if (ROOT / name).is_file():
@@ -51,18 +52,19 @@ def copy_model(source: Path, target: Path) -> None:
 
 
 def write_licences(target: Path, packages: Iterable[Package], texts: Mapping[str, bytes]) -> None:
-    """licences/README.md says where everybody's licence lies; ``texts`` are those that lie nowhere else."""
+    """licences/ with a file for every part that brings texts, and a table of all; ``texts``: those of the kernels."""
     folder = target / "licences"
     folder.mkdir()
-    for name, text in texts.items():
+    packages = list(packages)
+    for name, text in [*texts.items(), *((f"{p.name}.txt", p.text) for p in packages if p.text)]:
         (folder / name).write_bytes(text)
-    site = "../system/python/Lib/site-packages/"
     rows = [("chatglm-portable", "", "Apache-2.0", ["../LICENSE"]),
             ("Python", "3.11.9", "PSF-2.0", ["../system/python/LICENSE.txt"]),
             ("Swagger UI", "", "Apache-2.0", ["../server/webui/vendor/swagger-ui/LICENSE"]),
             ("server/kernels/cpu/ready", "", "MIT, ZPL-2.1", sorted(texts))]  # fmt: skip
     for package in packages:
-        rows.append((package.name, package.version, package.licence, [site + path for path in package.licences]))
+        own = [f"{package.name}.txt"] if package.text else ["../LICENSE"] if "Apache" in package.licence else []
+        rows.append((package.name, package.version, package.licence, own))
     lines = ["# 许可 · Licences", "",
              "整合包里每个部分的许可。没有许可文件的，以作者在元数据里写明的为准。",
              "The licence of every part. Where a part brings no text, its metadata names the licence.", "",

@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterable
-from importlib.metadata import Distribution, PathDistribution
+from email.message import Message
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -16,18 +16,21 @@ from installer import install
 from installer.destinations import SchemeDictionaryDestination
 from installer.records import RecordEntry
 from installer.sources import WheelFile
+from installer.utils import parse_metadata_file
 
 _TARGET = ("--platform", "win_amd64", "--python-version", "3.11", "--implementation", "cp", "--only-binary=:all:")
-_LICENCE = re.compile(r"(licen[sc]e|copying|notice|copyright|eula)", re.IGNORECASE)
+_LICENCE = re.compile(r"[^/]*\.dist-info/(licenses/.*|[^/]*(licen[sc]e|copying|notice)[^/]*)", re.IGNORECASE)
+# what only compiling against PyTorch needs: half of all files, which virus scanners would look at
+_LEFT_OUT = re.compile(r"torch/(include|share)/.*|torch/lib/.*\.lib")
 
 
 class Package(NamedTuple):
-    """An unpacked package; licences are its files with their texts, relative to site-packages."""
+    """An unpacked package; ``licence`` is what its metadata says, ``text`` what its files say, one after the other."""
 
     name: str
     version: str
     licence: str
-    licences: tuple[str, ...]
+    text: bytes
 
 
 def fetch(lock: Path, wheels: Path, without: Iterable[str] = ()) -> list[Path]:
@@ -60,50 +63,61 @@ def _entries(lock: Path, without: Iterable[str]) -> list[str]:
 
 
 class _Destination(SchemeDictionaryDestination):
-    """A folder on whatever system for a Python on Windows; programs in Scripts are left out.
+    """A folder on whatever system for a Python on Windows, without what users of the bundle do not need.
 
-    They would hold the path of this machine's folder, and unsigned programs are what virus scanners look for.
+    Programs in Scripts would hold the path of this machine's folder, and virus scanners suspect unsigned ones. Licences
+    are collected in ``licences``: their paths are the longest of all, and Windows takes 259 characters.
     """
+
+    def __init__(self, python: Path):
+        site = str(python / "Lib" / "site-packages")
+        folders = {"purelib": site, "platlib": site, "data": str(python), "scripts": str(python / "Scripts")}
+        super().__init__(folders, "python.exe", "win-amd64")
+        self.licences: dict[str, bytes] = {}
 
     def write_script(self, name: str, module: str, attr: str, section: str) -> RecordEntry:
         return RecordEntry(name, None, None)
 
     def write_file(self, scheme: str, path: str, stream: BinaryIO, is_executable: bool) -> RecordEntry:
-        if scheme == "scripts":
-            return RecordEntry(path, None, None)
-        return self.write_to_fs(scheme, path, stream, is_executable=False)
+        if scheme.endswith("lib") and _LICENCE.fullmatch(path):
+            self.licences[path] = stream.read()
+        elif not _left_out(scheme, path):
+            return self.write_to_fs(scheme, path, stream, is_executable=False)
+        return RecordEntry(path, None, None)
 
     def finalize_installation(
         self, scheme: str, record_file_path: str, records: Iterable[tuple[str, RecordEntry]]
     ) -> None:
         rows = []
         for kind, entry in records:
-            if kind != "scripts":
-                above = "../../" if kind == "data" else ""
-                rows.append((above + entry.path, *entry.to_row()[1:]))
+            if entry.hash_:  # it was written
+                rows.append((("../../" if kind == "data" else "") + entry.path, *entry.to_row()[1:]))
         text = io.StringIO(newline="")
         csv.writer(text, lineterminator="\n").writerows([*sorted(rows), (record_file_path, "", "")])
         self._path_with_destdir(scheme, record_file_path).write_text(text.getvalue(), encoding="utf-8", newline="")
 
 
+def _left_out(scheme: str, path: str) -> bool:
+    if scheme == "data":
+        return path.startswith("Scripts/")
+    return scheme == "scripts" or bool(_LEFT_OUT.fullmatch(path))
+
+
 def unpack(wheels: Iterable[Path], python: Path) -> list[Package]:
     """Install wheels into the folder of an embeddable Python. Raises ValueError for a wheel whose RECORD is wrong."""
-    site = python / "Lib" / "site-packages"
-    folders = {"purelib": site, "platlib": site, "data": python, "scripts": python / "Scripts"}
-    destination = _Destination({name: str(path) for name, path in folders.items()}, "python.exe", "win-amd64")
+    packages = []
     for wheel in wheels:
+        destination = _Destination(python)
         with WheelFile.open(wheel) as source:
             source.validate_record()
             install(source, destination, {"INSTALLER": b"pip\n"})
-    return sorted(map(_describe, site.glob("*.dist-info")))
+            metadata = parse_metadata_file(source.read_dist_info("METADATA"))
+        packages.append(_describe(metadata, destination.licences))
+    return sorted(packages)
 
 
-def _describe(info: Path) -> Package:
-    distribution: Distribution = PathDistribution(info)
-    metadata = distribution.metadata
+def _describe(metadata: Message, texts: dict[str, bytes]) -> Package:
     classifiers = [line.rpartition(" :: ")[2] for line in metadata.get_all("Classifier", []) if "License ::" in line]
     stated = metadata.get("License-Expression") or ", ".join(classifiers) or metadata.get("License") or ""
-    texts = [path for path in info.rglob("*") if path.is_file() and _LICENCE.search(path.relative_to(info).as_posix())]
-    licences = sorted(path.relative_to(info.parent).as_posix() for path in texts)
-    return Package(metadata["Name"], metadata["Version"], stated.strip().splitlines()[0] if stated else "",
-                   tuple(licences))  # fmt: skip
+    text = b"".join(b"%s\n\n%s\n\n" % (name.encode(), texts[name]) for name in sorted(texts))
+    return Package(metadata["Name"], metadata["Version"], " ".join(stated.split()), text)
