@@ -11,7 +11,7 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from tests.windows.rig import Rig
+from tests.windows.rig import Rig, run_quietly
 
 STARTED = r"(?:ready|已就绪)[:：] ?(http://127\.0\.0\.1:\d+)"
 
@@ -32,8 +32,7 @@ class Bundle:
         return self.rig.command("wine", path, *arguments, page=page, folder=folder, env={**clicked, **(env or {})})
 
     def run(self, bat: str, *arguments: str, timeout: float = 300, **how) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(self.command(bat, *arguments, **how), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                              stderr=subprocess.STDOUT, encoding="utf-8", errors="replace", timeout=timeout)  # fmt: skip
+        return run_quietly(self.command(bat, *arguments, **how), timeout)
 
     def ask_python(self, code: str) -> str:
         """What the bundle's Python prints for a piece of code."""

@@ -41,6 +41,14 @@ def cache_folder() -> Path:
     return Path(os.environ.get("WINDOWS_TEST_CACHE") or Path(home) / "chatglm-portable-windows")
 
 
+def run_quietly(command: list[str], timeout: float) -> subprocess.CompletedProcess[str]:
+    """With nothing to read, and everything that it says as ``stdout``."""
+    return subprocess.run(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8",
+        errors="replace", timeout=timeout,
+    )  # fmt: skip
+
+
 def bundle_cache() -> Path:
     """The part of it that is tools/build_bundle.py's."""
     return cache_folder() / "bundle"
@@ -67,8 +75,7 @@ class Rig:
         return ["unshare", "--mount", "sh", "-c", _ENTER, "sh", str(self.home), f"--chdir={folder}", *settings, *argv]
 
     def run(self, *argv: str, timeout: float = 300, **how) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(self.command(*argv, **how), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                              stderr=subprocess.STDOUT, encoding="utf-8", errors="replace", timeout=timeout)  # fmt: skip
+        return run_quietly(self.command(*argv, **how), timeout)
 
     def windows_path(self, path: Path) -> str:
         """How a path under ``lab`` is written on that Windows."""
@@ -181,8 +188,9 @@ def _complete_runtime(rig: Rig) -> None:
     lines = [f"{name}=x_{name}" if name in ours else f"{name}=ucrtwine.{name}" for name in names]
     _write_def(work / "ucrtbase.def", "ucrtbase.dll", lines)
     zig("dlltool", "-m", "i386:x86-64", "-d", str(work / "ucrtwine.def"), "-l", str(work / "libucrtwine.a"))
-    compile_for_windows(work / "ucrtbase.dll", HERE / "complex.c", work / "ucrtbase.def", work / "libucrtwine.a",
-                        options=("-shared", "-ffreestanding", "-fno-builtin", "-nostdlib", "-Wl,-e,DllMainCRTStartup"))  # fmt: skip
+    sources = (HERE / "complex.c", work / "ucrtbase.def", work / "libucrtwine.a")
+    bare = ("-shared", "-ffreestanding", "-fno-builtin", "-nostdlib", "-Wl,-e,DllMainCRTStartup")
+    compile_for_windows(work / "ucrtbase.dll", *sources, options=bare)
     # without its mark wine takes the copy for a program's DLL like any other
     copy = original.read_bytes().replace(b"Wine builtin DLL", b"Copied from wine", 1)
     (rig.system32 / "ucrtwine.dll").write_bytes(copy)
