@@ -91,9 +91,9 @@ def fetch_from_index(package: str, name: str) -> bytes:
         links = _Links()
         links.feed(answer.read().decode("utf-8", "replace"))
         page = answer.url  # mirrors redirect
-    for link in links.found:
+    for link in (urllib.parse.urljoin(page, link) for link in links.found):
         if urllib.parse.unquote(urllib.parse.urlsplit(link).path).endswith(f"/{name}"):
-            with urllib.request.urlopen(urllib.parse.urljoin(page, link), timeout=_SECONDS) as answer:
+            with urllib.request.urlopen(link, timeout=_SECONDS) as answer:
                 return answer.read()
     raise FileNotFoundError(f"{page} has no {name}")
 

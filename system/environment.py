@@ -41,8 +41,9 @@ class Environment:
         print(zh if self._zh else en, flush=True)
 
     def has_pip(self) -> bool:
+        command = [self.python, "-I", "-X", "utf8", "-m", "pip", "--version"]  # it prints its path: any characters
         try:
-            done = subprocess.run([self.python, "-I", "-m", "pip", "--version"], capture_output=True, timeout=120)
+            done = subprocess.run(command, capture_output=True, timeout=120)
         except (OSError, subprocess.TimeoutExpired):
             return False
         return done.returncode == 0

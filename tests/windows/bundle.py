@@ -42,6 +42,12 @@ class Bundle:
         return done.stdout.strip()
 
 
+def kept_window(output: str) -> bool:
+    """Whether the last thing said is cmd's own "press any key", in the language and code page of that Windows."""
+    last = output.rstrip().encode("utf-8", "surrogateescape").splitlines()[-1]
+    return last.startswith((b"Press any key", "请按任意键".encode("gbk"), "请按任意键".encode()))
+
+
 class Running:
     """A launcher that serves; a context manager that ends it as Task Manager does."""
 
@@ -50,7 +56,7 @@ class Running:
         options = ("--model", model) if model else ()
         self.process = subprocess.Popen(bundle.command(bat, *options, *arguments, **how), stdin=subprocess.DEVNULL,
                                         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8",
-                                        errors="replace")  # fmt: skip
+                                        errors="surrogateescape")  # fmt: skip
         self.lines: list[str] = []
         self._reader = threading.Thread(target=lambda: self.lines.extend(self.process.stdout), daemon=True)
         self._reader.start()

@@ -45,7 +45,7 @@ def run_quietly(command: list[str], timeout: float) -> subprocess.CompletedProce
     """With nothing to read, and everything that it says as ``stdout``."""
     return subprocess.run(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8",
-        errors="replace", timeout=timeout,
+        errors="surrogateescape", timeout=timeout,
     )  # fmt: skip
 
 
