@@ -9,6 +9,8 @@ import sys
 from server.config import COMMAND, Config, language_of, parse, split_command
 from server.errors import StartupError
 
+_DLL_FAILURES = (126, 127, 193, 1114)  # not found, a function not found, damaged, its start failed
+
 
 def main(argv: list[str]) -> int:
     """Run one command; returns the exit code: 0, 1 if ``download --verify`` found something wrong, 2 for what the user
@@ -20,8 +22,27 @@ def main(argv: list[str]) -> int:
     except StartupError as error:
         print(error.text(language_of(argv)), file=sys.stderr)
         return error.exit_code
+    except ImportError as error:
+        print(_broken(error).text(language_of(argv)), file=sys.stderr)
+        return 2
+    except OSError as error:
+        if getattr(error, "winerror", None) not in _DLL_FAILURES:
+            raise
+        print(_broken(error).text(language_of(argv)), file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         return 130
+
+
+def _broken(error: Exception) -> StartupError:
+    """For a package that is not there or incomplete, or a DLL that it needs."""
+    if os.name == "nt":
+        zh, en = "双击 setup_offline.bat 修复", "run setup_offline.bat to repair it"
+    else:
+        zh, en = "删除 .venv 再启动 run.sh", "delete .venv and start run.sh again"
+    return StartupError(
+        f"Python 的包不完整（{error}）：请{zh}。", f"A Python package is missing or incomplete ({error}): {en}."
+    )
 
 
 def _run_command(name: str, config: Config) -> int:

@@ -24,6 +24,7 @@ from server.download.folder import DEFAULT_MODEL, locate
 from server.errors import StartupError
 from server.hardware import lan_addresses
 from server.profiles import LaunchProfile
+from server.running import find_server
 from server.spool.folder import SpoolFolder, open_folder
 from server.spool.loop import Spool
 
@@ -37,11 +38,16 @@ log = logging.getLogger(__name__)
 _SHUTDOWN_SECONDS = 4.0
 
 
+class PortInUse(StartupError):
+    """Something listens there already, or the system does not allow it."""
+
+
 def serve(config: Config) -> int:
     """Run the server until Ctrl+C, SIGTERM or the spool's quit.flag; returns the exit code.
 
     Whatever can be wrong is found before the model is loaded, which may take minutes: raises StartupError for a log
-    that cannot be written, a port in use, a model that is not there or does not fit.
+    that cannot be written, a port in use, a model that is not there or does not fit. Where a browser is to show the
+    page and the port is in use by this very program, its page is what there is to show.
     """
     from server.api.app import create_app
     from server.api.wsgi import create_server
@@ -52,7 +58,15 @@ def serve(config: Config) -> int:
     locate(config.model or DEFAULT_MODEL, ROOT)
     locate(config.embedding_model, ROOT, SENTENCE)
     chat_log = _open_chat_log(config)
-    with _bind(config.host, config.port) as sock, _open_spool(config.spool) as files:
+    try:
+        bound = _bind(config.host, config.port)
+    except PortInUse:
+        if not config.browser or not (address := find_server(config.host, config.port)):
+            raise
+        say(f"程序已经在运行，打开它的网页：{address}", f"the program runs already, opening its page: {address}")
+        webbrowser.open(address)
+        return 0
+    with bound as sock, _open_spool(config.spool) as files:
         folder, profile = prepare(config)
         print_choice(say, config, folder, profile)
         engine = build_engine(config, folder, profile, build_embedder(config, profile.threads))
@@ -184,11 +198,11 @@ def _bind(host: str, port: int) -> socket.socket:
                 f"{host} is not an address of this machine: check --host (127.0.0.1 for this machine alone, 0.0.0.0 "
                 "for others too).",
             ) from None
-        raise StartupError(
-            f"不能在 {host} 的端口 {port} 上监听（{error.strerror}）：可能程序已经在运行，请关掉它，"
+        raise PortInUse(
+            f"不能在 {host} 的端口 {port} 上监听（{error.strerror}）：可能程序已经在运行或正在启动，请关掉它，"
             "或用 --port 换一个端口。",
-            f"Cannot listen on {host} port {port} ({error.strerror}): the program may be running already; stop it, or "
-            "choose another port with --port.",
+            f"Cannot listen on {host} port {port} ({error.strerror}): the program may be running or starting already; "
+            "stop it, or choose another port with --port.",
         ) from None
     return sock
 

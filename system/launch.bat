@@ -1,6 +1,6 @@
 @echo off
 rem The other launchers end here: finds Python, lets install.py check the packages, starts the server.
-setlocal DisableDelayedExpansion
+setlocal EnableExtensions DisableDelayedExpansion
 cd /d "%~dp0.."
 set "PYTHONUTF8=1"
 set "PYTHONNOUSERSITE=1"
@@ -12,15 +12,17 @@ set "PYTHON=%~dp0..\.venv\Scripts\python.exe"
 if exist "%PYTHON%" goto start
 
 :missing
-echo Python is not set up here yet: run setup_offline.bat first.
+chcp 65001 >nul
+type "%~dp0no_python.txt"
 set "CODE=1"
 goto end
 
 :start
-"%PYTHON%" "%~dp0install.py" -- %*
+rem -E and -s: what PYTHONHOME, PYTHONPATH and the user's own packages say is not for this Python
+"%PYTHON%" -E -s -X utf8 "%~dp0install.py" -- %*
 set "CODE=%errorlevel%"
 if not "%CODE%"=="0" goto end
-"%PYTHON%" -m server %*
+"%PYTHON%" -E -s -X utf8 -m server %*
 set "CODE=%errorlevel%"
 
 :end

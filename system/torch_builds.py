@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
 from pathlib import Path
 from typing import NamedTuple
 
-PYTORCH_INDEX = "https://download.pytorch.org/whl/"
+# a mirror of it may be nearer; cu126 and so on are appended
+PYTORCH_INDEX = os.environ.get("PYTORCH_INDEX_URL", "https://download.pytorch.org/whl").rstrip("/") + "/"
 # PyTorch's builds for CUDA, best first: oldest driver, oldest GPU (compute capability)
 CUDA_BUILDS = {"cu130": (580, (7, 5)), "cu126": (525, (5, 0))}
 

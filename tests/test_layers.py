@@ -40,9 +40,10 @@ ALLOWED = {
         {"torch", "tqdm"},
     ),
     "serve": (
-        {"assembly", "config", "profiles", "hardware", "download", "api", "spool", "core", "errors"},
+        {"assembly", "config", "profiles", "hardware", "download", "api", "spool", "running", "core", "errors"},
         {"waitress"},
     ),
+    "running": (set(), set()),
     "chat": ({"chat", "assembly", "config", "core", "errors"}, {"prompt_toolkit"}),
     "__main__": ({"serve", "chat", "download", "config", "i18n", "errors"}, set()),
 }

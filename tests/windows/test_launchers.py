@@ -1,0 +1,139 @@
+"""The launchers as users start them: everywhere, in whatever state their machine is."""
+
+import socket
+import time
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.windows.bundle import Running, kept_window
+
+SMALL = "start_small_vram.bat"
+
+
+@pytest.mark.parametrize("page", [65001, 1252])
+def test_code_pages(bundle, port, page):
+    """936 is that of all other tests."""
+    with Running(bundle, SMALL, "--port", str(port), page=page) as server:
+        *_, last = server.events("你好", answer_prefix="你")
+        assert "演示模型" in last["response"]
+        assert "模型🙂" in server.text or page == 1252  # the folder's name
+
+
+@pytest.mark.parametrize("bat", ["开启API服务.bat", "start_medium_vram.bat", "start_large_vram.bat"])
+def test_every_launcher_answers(bundle, port, bat):
+    with Running(bundle, bat, "--port", str(port)) as server:
+        *_, last = server.events("你好", answer_prefix="你")
+        assert "演示模型" in last["response"]
+
+
+def test_polluted_environment_and_arguments(bundle, port, tmp_path):
+    """Another Python's settings, packages of the user's, and what people type behind a launcher's name."""
+    leak = bundle.rig.lab / "leak"
+    users = bundle.rig.lab / "prefix/drive_c/users/root/AppData/Roaming/Python/Python311/site-packages"
+    for folder in (leak, users):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ("torch", "flask", "usercustomize", "sitecustomize"):
+            (folder / f"{name}.py").write_text("print('LEAKED', flush=True)\nraise SystemExit(99)\n")
+    env = {"PYTHONPATH": r"Z:\lab\leak", "PYTHONHOME": r"C:\Python27", "PYTHONSTARTUP": r"Z:\lab\leak\torch.py",
+           "PYTHONIOENCODING": "ascii:strict", "PYTHONUSERBASE": r"Z:\lab\leak"}  # fmt: skip
+    try:
+        (bundle.python / "python311._pth").rename(tmp_path / "kept")  # what some guides tell people to do
+        with Running(bundle, SMALL, "--port", str(port), "--host", "0.0.0.0", env=env) as server:
+            *_, last = server.events("你好", answer_prefix="你")
+            assert "演示模型" in last["response"] and "LEAKED" not in server.text
+            assert f":{port}" in server.url and "局域网：http://" in server.text
+            assert "python311._pth" in server.text and (bundle.python / "python311._pth").is_file()
+    finally:
+        for folder in (leak, users):
+            for path in folder.glob("*.py"):
+                path.unlink()
+
+
+def test_ready_made_kernels_compute(bundle, port):
+    """The bundle needs no compiler: its own library is loaded, and none is compiled."""
+    with Running(bundle, SMALL, "--port", str(port), "--log-level", "debug") as server:
+        *_, last = server.events("你好")
+        assert last["response"]
+    assert not (bundle.root / "server/kernels/cpu/build").exists()
+    code = "from server.kernels import build; from server.kernels.cpu_ops import CpuOps; print(CpuOps(2).name, "
+    code += "build.find_compiler(), build._ready().is_file())"
+    name, compiler, ready = bundle.ask_python(code).splitlines()[-1].split()
+    assert name.startswith("cpu-") and name != "cpu-plain" and (compiler, ready) == ("None", "True")
+
+
+def test_interrupt_keeps_what_was_said(bundle, port):
+    with Running(bundle, SMALL, "--port", str(port)) as server:
+        events = server.events("从一数到一百" * 10, answer_prefix="一、二、三、", max_length=2048)
+        first = next(events)["response"]
+        assert server.post("/interrupt").status == 200
+        started = time.monotonic()
+        rest = [event["response"] for event in events]
+        assert time.monotonic() - started < 10
+        assert (rest or [first])[-1].startswith("一、二、三、")
+
+
+def test_second_double_click_opens_the_page(bundle, port):
+    log = bundle.rig.lab / "browser.log"
+    log.unlink(missing_ok=True)
+    env = {"BROWSER": r"Z:\lab\shims\browser.exe", "BROWSER_LOG": r"Z:\lab\browser.log"}
+    with Running(bundle, SMALL, "--port", str(port), env=env) as server:
+        _wait_for_lines(log, 1)
+        second = bundle.run("start_large_vram.bat", "--port", str(port), "--model", "demo", env=env)
+        assert second.returncode == 0 and "已经在运行" in second.stdout
+        assert _wait_for_lines(log, 2) == [server.url, server.url]
+        quiet = bundle.run(SMALL, "--port", str(port), "--model", "demo", "--no-browser")
+        assert quiet.returncode == 2 and f"端口 {port}" in quiet.stdout
+        *_, last = server.events("你好")
+        assert last["response"], "the first one goes on"
+
+
+def _wait_for_lines(path, count: int) -> list[str]:
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        if path.exists() and len(lines := path.read_text().split()) >= count:
+            return lines
+        time.sleep(0.1)
+    raise AssertionError(f"{path} has no {count} lines")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"), [(["--port", "x"], "--port"), (["--prot", "1"], "--port"), (["--model", "不存在"], "不存在")]
+)
+def test_failures_keep_the_window_and_give_the_exit_code(bundle, arguments, said):
+    done = bundle.run(SMALL, *arguments)
+    assert done.returncode == 2
+    assert said in done.stdout and "Traceback" not in done.stdout
+    assert kept_window(done.stdout)
+    unattended = bundle.run(SMALL, *arguments, env={"CI": "1"})
+    assert unattended.returncode == 2 and not kept_window(unattended.stdout)
+
+
+def test_port_of_another_program(bundle):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        done = bundle.run(SMALL, "--model", "demo", "--port", str(other.getsockname()[1]))
+    assert done.returncode == 2 and "--port" in done.stdout and kept_window(done.stdout)
+
+
+def test_clean_end(bundle, port):
+    """Ctrl+C cannot be pressed here; the spool's quit.flag takes the same way out."""
+    spool = bundle.root / "spool"
+    with Running(bundle, SMALL, "--port", str(port), "--spool", "spool") as server:
+        (spool / "flags" / "quit.flag").touch()
+        assert server.end() == 0
+        assert not kept_window(server.text) and "正在停止" in server.text
+
+
+def test_help_of_every_launcher(bundle):
+    for bat in sorted(ROOT.glob("*.bat")):
+        if bat.name.startswith(("start_", "开启")):
+            done = bundle.run(bat.name, "--help")
+            assert done.returncode == 0 and "--port" in done.stdout, bat.name
+
+
+@pytest.mark.skipif(not (ROOT / "诊断.bat").exists(), reason="诊断.bat is not there yet")
+def test_doctor(bundle):
+    done = bundle.run("诊断.bat", "--model", "demo")
+    assert done.returncode in (0, 1) and "Python" in done.stdout and "Traceback" not in done.stdout, done.stdout
