@@ -11,8 +11,15 @@ from server.errors import StartupError
 
 
 def main(argv: list[str]) -> int:
-    """Run one command; returns the exit code: 0, 2 for what the user can mend, 130 for Ctrl+C while starting."""
+    """Run one command; returns the exit code: 0, 2 for what the user can mend, 130 for Ctrl+C while starting.
+
+    The doctor's is 1 where it found a problem.
+    """
     try:
+        if split_command(argv)[0] == "doctor":  # before the settings are read: what is wrong with them is a result
+            from server.doctor import doctor
+
+            return doctor(argv)
         config = parse(argv, program=os.environ.get(COMMAND) or "python -m server")
         logging.basicConfig(level=config.log_level.upper(), format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
         return _run_command(split_command(argv)[0], config)

@@ -12,6 +12,7 @@ COMMANDS = {  # the first one is meant where none is named
     "serve": ("启动 API 服务（默认）", "serve the HTTP API (the default)"),
     "chat": ("在终端里对话", "chat in the terminal"),
     "spool": ("处理一个文件夹里的请求文件", "answer request files in a folder"),
+    "doctor": ("检查这台机器，说明哪里有问题、怎么办", "check this machine: what is wrong, and what to do"),
 }
 
 

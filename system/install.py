@@ -92,10 +92,12 @@ def install(root: Path, files: Sequence[Path], zh: bool) -> None:
 
 
 def will_serve(options: Sequence[str]) -> bool:
-    """False if the server will only print a page or what is wrong with its options, which takes no packages."""
-    from server.config import parse
+    """False if the server will only print a page or what is wrong, which takes no packages."""
+    from server.config import parse, split_command
     from server.errors import StartupError
 
+    if split_command(options)[0] == "doctor":
+        return False
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             parse(options)
