@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from server.doctor import graphics, host, model, network, plan, port, runtime
@@ -13,6 +14,7 @@ from server.doctor.machine import GPU_SECONDS, TORCH_SECONDS, Machine
 from server.doctor.memory_check import judge_memory
 from server.doctor.place import judge_disk, judge_place, read_disk, read_place
 from server.doctor.result import SECONDS, Check, Result, conclude, problem
+from server.download.folder import repositories
 from server.errors import ServerError
 from server.kernels.build import find_compiler
 from server.memory import read_memory
@@ -99,16 +101,16 @@ def _download_size(here: Machine) -> int:
 def _model(here: Machine) -> Result:
     found = here.model()
     size = _download_size(here) if found.missing else None
-    return model.check_model_files(found, here.config, here.root, size, _published(found.folder.name))
+    return model.check_model_files(found, here.config, here.root, size, _published(here, found.folder))
 
 
-def _published(name: str) -> model.Published:
-    """Sizes and sums from the download's manifest, where this version has one."""
-    if not find_spec("server.download.manifest"):
+def _published(here: Machine, folder: Path) -> model.Published:
+    """Sizes and sums from the download's manifest, where this version has one; of our own folders alone."""
+    if not repositories(folder, here.root) or not find_spec("server.download.manifest"):
         return {}
     from server.download.manifest import known_files
 
-    return {file: (known.size, known.sha256) for file, known in known_files(name).items()}
+    return {file: (known.size, known.sha256) for file, known in known_files(folder.name).items()}
 
 
 def _needs(here: Machine) -> Result:

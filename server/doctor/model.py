@@ -41,20 +41,28 @@ def check_model_files(model: Model, config: Config, root: Path, size: int | None
     if missing:
         return _incomplete(model, root, size, facts)
     damaged = {name: why for name in files if (why := damage(folder / name))}
-    hashed = compare(folder, {name: published[name] for name in files if name in published}, damaged)
+    known = {name: published[name] for name in files if name in published}
+    sizes, hashed = compare(folder, known)
+    damaged |= sizes
+    changed = [name for name, same in hashed.items() if not same]
     told = tell_folder(folder) if config.family == AUTO else Told(config.family)
     title = TITLES.get(told.family or "", "?")
     total = f"{sum(files.values()) / 1e9:.2f} GB"
     facts |= {"damaged": damaged, "family": told.family, "hashed": hashed}
-    of, sums = len(published.keys() & files.keys()), ("", "")
-    if of:
-        sums = f"，SHA-256 核对了 {len(hashed)}/{of} 个", f", SHA-256 compared for {len(hashed)} of {of}"
+    sums = ("", "")
+    if known:
+        sums = (f"，SHA-256 核对了 {len(hashed)}/{len(known)} 个",
+                f", SHA-256 compared for {len(hashed)} of {len(known)}")  # fmt: skip
     said = Note(f"{folder}（{title}，{len(files)} 个文件，{total}，齐全{sums[0]}）",
                 f"{folder} ({title}, {len(files)} files, {total}, complete{sums[1]})")
     complaints: list[Complaint] = []
     if damaged:
         listed = ", ".join(f"{name} ({why})" for name, why in damaged.items())
         complaints.append(problem(f"文件坏了：{listed}", f"damaged: {listed}", do=AGAIN))
+    if changed:
+        listed = ", ".join(changed)
+        complaints.append(warning(f"和官方发布的不一样：{listed}", f"not as published: {listed}",
+                                  do=("不是自己改过的就" + AGAIN[0], "unless you changed them, " + AGAIN[1])))
     if told.guessed:
         complaints.append(warning(f"没有说明是哪一代，按 {title} 运行", f"nothing says which generation it is, so it "
                                   f"runs as {title}", do=("如果是另一代，用 --family 指明",
@@ -77,19 +85,19 @@ def _incomplete(model: Model, root: Path, size: int | None, facts: dict[str, Any
     return conclude(None, [complaint], facts=facts)
 
 
-def compare(folder: Path, published: Published, damaged: dict[str, str], seconds: float = HASH_SECONDS) -> list[str]:
-    """Adds files that are not the published ones to ``damaged``: all sizes, and the SHA-256 of as many as are read
-    within ``seconds``, small ones first. Returns the names of those."""
-    hashed, deadline = [], time.monotonic() + seconds
-    for name, (size, sha256) in sorted(published.items(), key=lambda item: item[1][0] or 0):
-        there = (folder / name).stat().st_size
-        if size is not None and there != size:
-            damaged[name] = f"{there} bytes instead of {size}"
-        elif (found := _sha256(folder / name, deadline)) is not None:
-            hashed.append(name)
-            if found != sha256:
-                damaged[name] = "not the published file (SHA-256)"
-    return hashed
+def compare(
+    folder: Path, known: Published, seconds: float = HASH_SECONDS
+) -> tuple[dict[str, str], dict[str, bool]]:
+    """Files of another size with what is wrong; for as many others as are read within ``seconds``, small ones first,
+    whether their SHA-256 is the published one."""
+    sizes = {name: (folder / name).stat().st_size for name in known}
+    wrong = {name: f"{sizes[name]} bytes instead of {size}" for name, (size, _) in known.items()
+             if size not in (None, sizes[name])}  # fmt: skip
+    deadline, hashed = time.monotonic() + seconds, {}
+    for name in sorted(known.keys() - wrong.keys(), key=sizes.__getitem__):
+        if (found := _sha256(folder / name, deadline)) is not None:
+            hashed[name] = found == known[name][1]
+    return wrong, hashed
 
 
 def _sha256(path: Path, deadline: float) -> str | None:
@@ -128,8 +136,11 @@ def _damage_of_safetensors(path: Path) -> str:
         if not 2 <= length <= min(_HEADER_MOST, size - 8):
             return "no safetensors file"
         header = json.loads(file.read(length))
-    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-    expected = 8 + length + max(ends, default=0)
+    try:
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        expected = 8 + length + max(ends, default=0)
+    except (AttributeError, LookupError, TypeError):
+        return "no safetensors file"
     return "" if size == expected else f"{size} bytes instead of {expected}"
 
 

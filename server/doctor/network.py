@@ -44,12 +44,12 @@ def without_password(url: str) -> str:
 
 
 def _answers(url: str) -> bool:
-    parts = urlsplit(url if "//" in url else f"http://{url}")
     try:
+        parts = urlsplit(url if "//" in url else f"http://{url}")
         address = (parts.hostname or "", parts.port or _PORTS.get(parts.scheme, 80))
         with socket.create_connection(address, timeout=_SECONDS):
             return True
-    except (OSError, ValueError):  # ValueError: a port that is no number
+    except (OSError, ValueError):  # ValueError: no address at all
         return False
 
 

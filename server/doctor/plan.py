@@ -14,8 +14,8 @@ FREE = ("关掉别的程序，或用 --profile small、--model demo、较小的 
 def judge_profile(profile: LaunchProfile) -> Result:
     bits = ("不量化", "not quantized") if profile.bits == 16 else (f"int{profile.bits}", f"int{profile.bits}")
     slots, length = profile.slots, profile.max_length
-    said = Note(f"{profile.name}（{bits[0]}，{profile.dtype}，设备 {profile.device}，同时 {slots} 个请求，每个最多 {length} "
-                f"token），因为{profile.reason.zh}",
+    said = Note(f"{profile.name}（{bits[0]}，{profile.dtype}，设备 {profile.device}，同时 {slots} 个请求，"
+                f"每个最多 {length} token），因为{profile.reason.zh}",
                 f"{profile.name} ({bits[1]}, {profile.dtype}, on {profile.device}, {slots} requests at once of at most "
                 f"{length} tokens): {profile.reason.en}")
     facts = {

@@ -83,4 +83,5 @@ def page_for(language: str) -> Page:
 
 
 def _columns(text: str) -> int:
-    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
+    """Characters of ambiguous width, such as the dot, are wide in a Chinese console."""
+    return sum(2 if unicodedata.east_asian_width(character) in "WFA" else 1 for character in text)
