@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import time
@@ -22,25 +23,35 @@ class Outcome(NamedTuple):
     seconds: float
 
 
+Box = queue.SimpleQueue[tuple[Result, float]]
+
+
 def run_all(checks: Sequence[Check]) -> Iterator[Outcome]:
     """The outcomes in the checks' order, each as soon as it is there; all checks run at the same time.
 
     The threads are daemons: one that hangs in a system call does not keep the program from ending.
     """
     started = time.monotonic()
-    boxes: list[queue.SimpleQueue[tuple[Result, float]]] = []
+    boxes: list[Box] = []
     for check in checks:
         boxes.append(queue.SimpleQueue())
         threading.Thread(target=_run, args=(check, boxes[-1]), name=check.id, daemon=True).start()
     for check, box in zip(checks, boxes, strict=True):
-        try:
-            result, seconds = box.get(timeout=max(0.01, started + check.seconds - time.monotonic()))
-        except queue.Empty:
-            result, seconds = _cut_off(check), time.monotonic() - started
+        result, seconds = _wait(box, started + check.seconds) or (_cut_off(check), time.monotonic() - started)
         yield Outcome(check, result, round(seconds, 3))
 
 
-def _run(check: Check, box: queue.SimpleQueue[tuple[Result, float]]) -> None:
+def _wait(box: Box, deadline: float) -> tuple[Result, float] | None:
+    """None when the time is over; looks up often, since Ctrl+C does not end a wait on Windows, nor always elsewhere."""
+    while True:
+        left = deadline - time.monotonic()
+        with contextlib.suppress(queue.Empty):
+            return box.get(timeout=min(0.2, max(0.0, left)))
+        if left <= 0:
+            return None
+
+
+def _run(check: Check, box: Box) -> None:
     started = time.monotonic()
     try:
         result = check.run()
