@@ -1,6 +1,6 @@
 @echo off
 rem Checks this computer and says what is wrong and what to do. Needs no packages: any Python from 3.10 on will do.
-setlocal DisableDelayedExpansion
+setlocal EnableExtensions DisableDelayedExpansion
 cd /d "%~dp0"
 set "PYTHONUTF8=1"
 set "PYTHONNOUSERSITE=1"
@@ -19,7 +19,8 @@ set "CODE=1"
 goto end
 
 :check
-"%PYTHON%" %VERSION% -m server doctor %*
+rem -E and -s: what PYTHONHOME, PYTHONPATH and the user's own packages say is not for this Python
+"%PYTHON%" %VERSION% -E -s -X utf8 -m server doctor %*
 set "CODE=%errorlevel%"
 if %CODE% geq 0 if %CODE% leq 2 goto end
 echo Python itself failed with code %CODE%: unpack the whole bundle again, or run setup_offline.bat.

@@ -56,7 +56,7 @@ def test_launch_checks_the_options_before_it_installs():
 
 def test_the_doctor_needs_no_installation():
     lines = (ROOT / "诊断.bat").read_text(encoding="ascii").splitlines()
-    assert '"%PYTHON%" %VERSION% -m server doctor %*' in lines and "install.py" not in "".join(lines)
+    assert '"%PYTHON%" %VERSION% -E -s -X utf8 -m server doctor %*' in lines and "install.py" not in "".join(lines)
     (pause,) = [line for line in lines if line.endswith("pause")]
     assert "CODE" not in pause, "its window stays open when all is well, too"
 

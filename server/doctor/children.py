@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import signal
 import subprocess
@@ -22,6 +23,9 @@ _WINDOWS = {
 }
 
 
+_running: set[subprocess.Popen[str]] = set()
+
+
 class ChildFailed(Exception):
     """The look crashed its process or was cut off; the text says how, ``output`` is the end of what it printed."""
 
@@ -32,19 +36,37 @@ class ChildFailed(Exception):
 
 def ask(look: str, seconds: float) -> dict[str, Any]:
     """What a look of ``child.py`` returns; ``{"error": ...}`` where it raised. Raises ChildFailed."""
-    command = [sys.executable, "-X", "utf8", "-m", "server.doctor.child", look]
+    command = [sys.executable, *_flags(), "-X", "utf8", "-m", "server.doctor.child", look]
     try:
-        done = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, encoding="utf-8",
-                              errors="replace", timeout=seconds)  # fmt: skip
-    except subprocess.TimeoutExpired:
-        raise ChildFailed(f"no answer within {seconds:.0f} s") from None
+        child = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                                 stderr=subprocess.PIPE, encoding="utf-8", errors="replace")  # fmt: skip
     except OSError as error:
         raise ChildFailed(f"{sys.executable}: {error}") from None
-    lines = done.stdout.splitlines()
-    if done.returncode == 0 and lines:
+    _running.add(child)
+    try:
+        output, errors = child.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        raise ChildFailed(f"no answer within {seconds:.0f} s") from None
+    finally:
+        _running.discard(child)
+    lines = output.splitlines()
+    if child.returncode == 0 and lines:
         return json.loads(lines[-1])
-    said = "\n".join((done.stderr or done.stdout).strip().splitlines()[-_KEPT_LINES:])
-    raise ChildFailed(exit_reason(done.returncode), said)
+    raise ChildFailed(exit_reason(child.returncode), "\n".join((errors or output).strip().splitlines()[-_KEPT_LINES:]))
+
+
+@atexit.register
+def _end_children() -> None:
+    """Whom Ctrl+C leaves behind: the threads that wait for them are daemons."""
+    for child in list(_running):
+        child.kill()
+
+
+def _flags() -> list[str]:
+    """Those of this Python that decide which packages are found."""
+    flags = {"-E": sys.flags.ignore_environment, "-s": sys.flags.no_user_site, "-S": sys.flags.no_site}
+    return [flag for flag, is_set in flags.items() if is_set]
 
 
 def exit_reason(code: int) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from server.config import COMMAND, ROOT, Config, language_of, parse
 from server.doctor.checks import all_checks
+from server.doctor.host import SETUP
 from server.doctor.machine import Machine
 from server.doctor.report import as_json, write_zip
 from server.doctor.result import State
@@ -41,8 +42,8 @@ def read_options(
     except StartupError as error:
         wrong: ServerError = error
     except ImportError as error:  # Python 3.10 reads config.toml with a package
-        wrong = StartupError(f"读不了 config.toml（{error}）：请运行 setup_offline.bat（Linux：./run.sh）。",
-                             f"config.toml cannot be read ({error}): run setup_offline.bat (on Linux ./run.sh).")
+        wrong = StartupError(f"读不了 config.toml（{error}）：请{SETUP[0]}。",
+                             f"config.toml cannot be read ({error}): {SETUP[1]}.")
     quiet = {"CHATGLM_LANG": language_of(argv, env)}
     return parse(argv, env=quiet, root=root / "no config.toml here", program=program), wrong
 

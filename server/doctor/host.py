@@ -20,7 +20,9 @@ from system.install import NEWEST, OLDEST
 WINDOWS_10 = (10, 0)
 WINDOWS_11_BUILD = 22000
 OLDEST_GLIBC = (2, 28)  # that PyTorch's wheels ask for
-SETUP = ("运行 setup_offline.bat（Linux：./run.sh）", "run setup_offline.bat (on Linux ./run.sh)")
+SETUP = ("删掉 .venv，再运行 ./run.sh", "delete .venv, then start ./run.sh")
+if sys.platform == "win32":
+    SETUP = ("双击 setup_offline.bat", "run setup_offline.bat")
 
 
 class System(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
@@ -15,7 +16,7 @@ from server.footprint import GiB
 from server.profiles import Note
 
 MAX_PATH = 260  # with the end mark; Windows without long paths
-DEEPEST = len("\\system\\python\\Lib\\site-packages\\") + 140  # the longest path of PyTorch's files
+DEEPEST = len("system\\python\\Lib\\site-packages\\") + 140  # where no manifest says it: that of PyTorch's files
 SPARE = 2 * GiB
 MOVE = ("把整个文件夹移到短的路径，例如 D:\\chatglm", "move the whole folder to a short path such as D:\\chatglm")
 
@@ -26,6 +27,7 @@ class Place(NamedTuple):
     temporary: str = ""  # the system's folder for temporary files
     long_paths: bool = True  # whether Windows allows paths of more than 260 characters
     write_error: str = ""
+    deepest: int = DEEPEST  # characters of the longest path in the folder
 
 
 def read_place(root: Path, env: Mapping[str, str] = os.environ) -> Place:
@@ -36,7 +38,16 @@ def read_place(root: Path, env: Mapping[str, str] = os.environ) -> Place:
         tempfile.gettempdir(),
         _long_paths() if windows else True,
         _write_error(root),
+        _deepest(root / "manifest.json"),
     )
+
+
+def _deepest(manifest: Path) -> int:
+    """As the bundle's manifest says, which counts the packages too."""
+    try:
+        return int(json.loads(manifest.read_bytes())["longest_path"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return DEEPEST
 
 
 def _write_error(root: Path) -> str:
@@ -73,9 +84,9 @@ def judge_place(place: Place) -> Result:
     if not windows and ":" in text:
         complaints.append(problem("路径里有冒号，PYTHONPATH 会断开", "the colon in the path splits PYTHONPATH",
                                   do=("给文件夹改名，去掉冒号", "rename the folder without the colon")))
-    if windows and not place.long_paths and len(text) + DEEPEST >= MAX_PATH:
-        complaints.append(warning(f"路径长 {len(text)} 个字符，Windows 的上限 260 可能不够装 PyTorch",
-                                  f"{len(text)} characters are long: PyTorch may go beyond Windows' limit of 260",
+    if windows and not place.long_paths and len(text) + 1 + place.deepest >= MAX_PATH:
+        complaints.append(warning(f"路径长 {len(text)} 个字符，里面的文件可能超过 Windows 的上限 260",
+                                  f"{len(text)} characters are long: files in it may go beyond Windows' limit of 260",
                                   do=MOVE))
     if windows and _is_below(place.path, place.temporary):  # where Explorer unpacks what is opened inside a zip
         complaints.append(warning("在临时文件夹里，系统会清理（是不是还没有解压？）",

@@ -56,8 +56,7 @@ def judge_torch(found: Mapping[str, Any] | ChildFailed, has_gpu: bool) -> Result
         facts = {"error": str(found), "output": found.output}
         complaint = problem(f"加载 PyTorch 的进程没有正常结束（{found}）",
                             f"the process that loaded PyTorch did not end well ({found})",
-                            do=("删掉 .venv（或重新解压），再" + SETUP[0],
-                                "delete .venv (or unpack again), then " + SETUP[1]))
+                            do=SETUP)
         return conclude(None, [complaint], facts=facts)
     if "version" not in found:
         return conclude(None, [_import_complaint(found)], facts=found)
@@ -76,8 +75,7 @@ def _import_complaint(found: Mapping[str, Any]) -> Complaint:
     if "WinError 126" in error or "WinError 127" in error or "WinError 1114" in error:
         return problem(f"加载 DLL 失败，多半缺 VC++ 运行库（{shown}）",
                        f"a DLL does not load, mostly for lack of the VC++ runtime ({shown})", do=GET_RUNTIME)
-    return problem(f"加载失败（{shown}）", f"does not load ({shown})",
-                   do=("删掉 .venv（或重新解压），再" + SETUP[0], "delete .venv (or unpack again), then " + SETUP[1]))
+    return problem(f"加载失败（{shown}）", f"does not load ({shown})", do=SETUP)
 
 
 def _torch_complaints(found: Mapping[str, Any], has_gpu: bool) -> list[Complaint]:
@@ -88,8 +86,7 @@ def _torch_complaints(found: Mapping[str, Any], has_gpu: bool) -> list[Complaint
     if not found["cuda"]:
         return [warning("有 NVIDIA 显卡，但装的是 CPU 版，显卡用不上",
                         "there is an NVIDIA GPU, but this build is for the CPU and does not use it",
-                        do=("更新显卡驱动，删掉 .venv，再" + SETUP[0],
-                            "update the driver, delete .venv, then " + SETUP[1]))]  # fmt: skip
+                        do=("更新显卡驱动，" + SETUP[0], "update the driver, " + SETUP[1]))]  # fmt: skip
     if found.get("cuda_error"):
         major = found["cuda"].split(".")[0]
         driver = next((d for d, capability in CUDA_BUILDS.values() if capability == OLDEST_GPU.get(major)), None)

@@ -7,8 +7,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import zipfile
 
+import psutil
 import pytest
 
 from server.doctor import command
@@ -84,7 +86,7 @@ def test_nothing_but_the_standard_library_is_imported():
 def test_without_any_package(bare):
     done = call(bare, "--model", "demo", "--port", "0")
     assert done.returncode == 1 and done.stderr == "" and "Traceback" not in done.stdout
-    assert "No module named 'torch'" in done.stdout and "setup_offline.bat" in done.stdout
+    assert "No module named 'torch'" in done.stdout and "start ./run.sh" in done.stdout
     assert "To be solved first: packages, PyTorch" in done.stdout
     states = re.findall(r"^\[(ok|warning|problem)\]", done.stdout, re.MULTILINE)
     assert len(states) == len(IDS) and states.count("problem") == 2
@@ -234,12 +236,18 @@ def test_every_check_has_an_id_of_its_own(tmp_path):
 @posix
 def test_ctrl_c_ends_it(bare, packages):
     (packages / "torch").mkdir()
-    (packages / "torch" / "__init__.py").write_text("import time; print(1, flush=True); time.sleep(100)")
+    noted = packages / "pid.txt"
+    code = f"import os, time; open({str(noted)!r}, 'w').write(f'{{os.getpid()}} '); time.sleep(100)"
+    (packages / "torch" / "__init__.py").write_text(code)
     env = {k: v for k, v in os.environ.items() if not k.startswith(("CHATGLM_", "PYTHON"))}
     process = subprocess.Popen([bare, "-m", "server", "doctor", "--model", "demo"], cwd=ROOT, env=env, text=True,
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
-    while "GPU" not in process.stdout.readline():
-        pass
+    while "GPU" not in process.stdout.readline() or not noted.is_file() or not noted.read_text().endswith(" "):
+        time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=10)
     assert process.returncode == 130 and errors == ""
+    pid, deadline = int(noted.read_text()), time.monotonic() + 5
+    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline, "the process that loads PyTorch lives on"
+        time.sleep(0.05)

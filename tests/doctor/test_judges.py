@@ -9,6 +9,7 @@ import pytest
 from server.doctor.children import ChildFailed
 from server.doctor.graphics import judge_gpus, linux_adapters
 from server.doctor.host import (
+    SETUP,
     PythonFacts,
     System,
     judge_packages,
@@ -19,7 +20,7 @@ from server.doctor.host import (
 )
 from server.doctor.machine import Gpus
 from server.doctor.memory_check import judge_memory
-from server.doctor.place import Disk, Place, judge_disk, judge_place
+from server.doctor.place import DEEPEST, Disk, Place, judge_disk, judge_place, read_place
 from server.doctor.plan import judge_needs, judge_profile
 from server.doctor.result import State
 from server.doctor.runtime import NEWER_RUNTIME, RUNTIME, find_file, judge_kernels, judge_runtime, judge_torch
@@ -135,6 +136,8 @@ def place(path, **change):
         (place(r"\\nas\share\chatglm"), PROBLEM, "network share"),
         (place("D:\\" + "x" * 120), WARNING, "limit of 260"),
         (place("D:\\" + "x" * 120, long_paths=True), OK, ""),
+        (place("D:\\" + "x" * 57, deepest=199), WARNING, "limit of 260"),
+        (place("D:\\" + "x" * 56, deepest=199), OK, ""),
         (place(r"C:\Users\me\OneDrive - Firma\chatglm"), WARNING, "OneDrive"),
         (place(r"E:\Wolke\chatglm", onedrive=(r"e:\wolke",)), WARNING, "OneDrive"),
         (place(r"E:\Wolkenkratzer\chatglm", onedrive=(r"E:\Wolke",)), OK, ""),
@@ -145,6 +148,13 @@ def place(path, **change):
 def test_folder(facts, state, word):
     result = judged(judge_place(facts), state, word)
     assert result.facts["length"] == len(str(facts.path))
+
+
+def test_the_longest_path_is_what_the_bundle_says(tmp_path):
+    assert read_place(tmp_path).deepest == DEEPEST
+    for text, length in (('{"longest_path": 199}', 199), ("{}", DEEPEST), ("[", DEEPEST), ("[]", DEEPEST)):
+        (tmp_path / "manifest.json").write_text(text)
+        assert read_place(tmp_path).deepest == length
 
 
 @pytest.mark.parametrize(
@@ -240,16 +250,16 @@ CUDA = {"version": "2.13.0+cu126", "cuda": "12.6", "devices": 1, "architectures"
     ("found", "has_gpu", "state", "words"),
     [
         (CPU, False, OK, ["2.13.0+cpu, built for CPU"]),
-        (CPU, True, WARNING, ["does not use it", ".venv"]),
+        (CPU, True, WARNING, ["does not use it", "update the driver", SETUP[1]]),
         (CUDA, True, OK, ["built for CUDA 12.6"]),
         ({**CUDA, "cuda_error": "driver too old"}, True, PROBLEM, ["driver too old", "525 or later"]),
         ({**CUDA, "cuda_error": "no driver"}, False, OK, []),
         ({**CPU, "error": "1 + 1 is 3"}, False, PROBLEM, ["1 + 1 is 3"]),
         ({"error": "ModuleNotFoundError: No module named 'torch'", "kind": "ModuleNotFoundError"}, False, PROBLEM,
-         ["not installed", "setup_offline.bat"]),
+         ["not installed", SETUP[1]]),
         ({"error": "OSError: [WinError 126] ... c10.dll", "kind": "OSError"}, False, PROBLEM, ["vc_redist.x64.exe"]),
         ({"error": "OSError: [WinError 1455] 页面文件太小", "kind": "OSError"}, False, PROBLEM, ["Virtual memory"]),
-        ({"error": "ImportError: x", "kind": "ImportError"}, False, PROBLEM, ["ImportError: x", "unpack again"]),
+        ({"error": "ImportError: x", "kind": "ImportError"}, False, PROBLEM, ["ImportError: x", SETUP[1]]),
         (ChildFailed("SIGILL", "last words"), False, PROBLEM, ["SIGILL"]),
         (ChildFailed("no answer within 95 s"), False, PROBLEM, ["no answer within 95 s"]),
     ],

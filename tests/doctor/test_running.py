@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -15,6 +16,7 @@ from server.doctor.result import Check, Complaint, Result, State, conclude, prob
 from server.doctor.running import run_all
 from server.errors import ModelError
 from server.profiles import Note
+from tests.conftest import ROOT
 
 FINE = Result(State.OK, Note("好", "fine"))
 posix = pytest.mark.skipif(os.name == "nt", reason="signals are POSIX'")
@@ -128,6 +130,15 @@ def test_a_child_that_hangs(fake_module):
     with pytest.raises(ChildFailed, match="no answer within 1 s"):
         ask("torch", 1)
     assert time.monotonic() - started < 5
+
+
+def test_a_child_finds_the_packages_that_its_parent_finds(tmp_path):
+    (tmp_path / "torch.py").write_text("raise ImportError('from PYTHONPATH')")
+    code = "from server.doctor.children import ask; print(ask('torch', 60))"
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    for flags, leaks in (((), True), (("-E",), False)):
+        done = subprocess.run([sys.executable, *flags, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True)
+        assert ("from PYTHONPATH" in done.stdout) == leaks, done
 
 
 def test_a_python_that_is_not_there(monkeypatch):
