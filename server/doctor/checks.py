@@ -93,9 +93,10 @@ def _disk(here: Machine) -> Result:
 
 
 def _download_size(here: Machine) -> int:
-    """Bytes of the weights as they are published."""
+    """Bytes of the weights as they are published: codes without padding, everything else in 16 bits."""
     shape = here.shape()
-    return shape.weight_bytes(shape.stored_bits, 2)
+    plain = shape.output + shape.rest - (shape.output if shape.tied else 0)
+    return shape.layers * shape.stored_bits // 8 + plain * 2
 
 
 def _model(here: Machine) -> Result:

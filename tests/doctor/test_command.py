@@ -16,6 +16,7 @@ import pytest
 from server.doctor import command
 from server.doctor.checks import all_checks
 from server.doctor.machine import Machine
+from server.doctor.running import run_all
 from tests.conftest import ROOT
 from tests.functional.program import Program
 
@@ -224,6 +225,17 @@ def test_documented_keys_are_those_of_the_report():
         (row,) = [line for line in text.splitlines() if line.startswith(f"| `{check['id']}` |")]
         named = set(re.findall(r"`([\w.]+)`", row.split("|")[3]))
         assert set(check["facts"]) <= named or check["id"] == "vcruntime", (check["id"], set(check["facts"]) - named)
+
+
+@pytest.mark.parametrize(("name", "size"), [("chatglm2-6b", 12_487_000_000), ("chatglm2-6b-int4", 3_923_712_365)])
+def test_size_of_a_download_is_told_before_it(tmp_path, name, size):
+    """Within one in a thousand of the published files; it is of the disk too."""
+    from server.config import Config
+
+    checks = all_checks(Machine(Config(model=name), root=tmp_path), None)
+    found = {outcome.check.id: outcome.result for outcome in run_all([c for c in checks if c.id in ("model", "disk")])}
+    assert f"about {size / 1e9:.1f} GB" in found["model"].advice.en
+    assert found["disk"].facts["model"] == pytest.approx(size, rel=0.001)
 
 
 def test_every_check_has_an_id_of_its_own(tmp_path):
