@@ -53,8 +53,9 @@ def check_model_files(model: Model, config: Config, root: Path, size: int | None
     if known:
         sums = (f"，SHA-256 核对了 {len(hashed)}/{len(known)} 个",
                 f", SHA-256 compared for {len(hashed)} of {len(known)}")  # fmt: skip
-    said = Note(f"{folder}（{title}，{len(files)} 个文件，{total}，齐全{sums[0]}）",
-                f"{folder} ({title}, {len(files)} files, {total}, complete{sums[1]})")
+    whole = ("", "") if damaged else ("，齐全", ", complete")
+    said = Note(f"{folder}（{title}，{len(files)} 个文件，{total}{whole[0]}{sums[0]}）",
+                f"{folder} ({title}, {len(files)} files, {total}{whole[1]}{sums[1]})")
     complaints: list[Complaint] = []
     if damaged:
         listed = ", ".join(f"{name} ({why})" for name, why in damaged.items())
