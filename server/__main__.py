@@ -13,9 +13,15 @@ _DLL_FAILURES = (126, 127, 193, 1114)  # not found, a function not found, damage
 
 
 def main(argv: list[str]) -> int:
-    """Run one command; returns the exit code: 0, 1 if ``download --verify`` found something wrong, 2 for what the user
-    can mend, 130 for Ctrl+C while starting."""
+    """Run one command; returns the exit code: 0, 2 for what the user can mend, 130 for Ctrl+C while starting.
+
+    1 where ``download --verify`` or the doctor found something wrong.
+    """
     try:
+        if split_command(argv)[0] == "doctor":  # before the settings are read: what is wrong with them is a result
+            from server.doctor import doctor
+
+            return doctor(argv)
         config = parse(argv, program=os.environ.get(COMMAND) or "python -m server")
         logging.basicConfig(level=config.log_level.upper(), format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
         return _run_command(split_command(argv)[0], config)

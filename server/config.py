@@ -45,10 +45,13 @@ ROOT = Path(__file__).resolve().parent.parent
 VERSION = "0.1.0"  # pyproject.toml says the same
 COMMAND = "CHATGLM_COMMAND"  # no option: how the launchers tell what the user typed to start them
 HTTP = ("serve",)  # the commands that options of the HTTP server belong to
+WHERE = ("serve", "doctor")  # the commands that look at the server's address
 CHAT = ("chat",)
 DOWNLOAD = ("download",)
-RUNNING = ("serve", "chat", "spool")  # the commands that run a model
-MANY = ("serve", "spool")  # the commands that answer several requests at once, and keep them in a log
+DOCTOR = ("doctor",)
+RUNNING = ("serve", "chat", "spool", *DOCTOR)  # the commands that run a model, or say how it would run
+MANY = ("serve", "spool")  # the commands that keep what they answer in a log
+SHARED = (*MANY, *DOCTOR)  # the commands that care how many requests are answered at once
 
 
 def option(
@@ -85,9 +88,9 @@ class Config:
         commands=RUNNING)
     host: str = option("127.0.0.1", HOST, "-H",
         zh="监听地址；0.0.0.0 让局域网里的机器也能访问",
-        en="address to listen on; 0.0.0.0 lets other machines in", commands=HTTP)
+        en="address to listen on; 0.0.0.0 lets other machines in", commands=WHERE)
     port: int = option(5178, integer(0, 65535), "-P",
-        zh="端口；0 表示任选一个空闲的", en="port; 0 picks a free one", commands=HTTP)
+        zh="端口；0 表示任选一个空闲的", en="port; 0 picks a free one", commands=WHERE)
     profile: str = option("auto", choice("auto", "small", "medium", "large", "cpu"),
         zh="档位：small 6 GB 显存、medium 10 GB、large 13 GB、cpu 不用显卡；auto 按空闲显存选",
         en="small needs 6 GB of GPU memory, medium 10, large 13, cpu none; auto goes by what is free")
@@ -100,11 +103,11 @@ class Config:
     max_length: int | None = option(None, integer(64, 131072, auto=True),
         zh="一次请求的提问加回答最多多少 token", en="most tokens of one request, prompt and answer", commands=RUNNING)
     slots: int | None = option(None, integer(1, 256, auto=True),
-        zh="同时回答几个请求", en="requests answered at the same time", commands=MANY)
+        zh="同时回答几个请求", en="requests answered at the same time", commands=SHARED)
     keep: int | None = option(None, integer(0, 256, auto=True),
         zh="另外最多保留几段答完的对话，接着问时不必重读，至多占余下内存的一半；auto：16 段以内，2 GiB 以内",
         en="finished conversations to keep besides, which then go on without being read again, in half of the memory "
-        "that is left at most; auto: up to 16, up to 2 GiB", commands=MANY)
+        "that is left at most; auto: up to 16, up to 2 GiB", commands=SHARED)
     queue: int = option(32, integer(0, 1000),
         zh="最多几个请求排队等候，超出时回复“服务器忙”", en="requests that may wait; more are told to come back",
         commands=HTTP)
@@ -144,6 +147,11 @@ class Config:
     top_p: float = option(0.8, number(0, 1),
         zh="只在概率合计达到这个值的候选里取", en="choose among the likeliest tokens of this probability together",
         commands=CHAT)
+    json: bool = option(False, FLAG,
+        zh="只输出 JSON（见 docs/doctor.md）", en="print JSON alone (see docs/doctor.md)", commands=DOCTOR)
+    zip: bool = option(False, FLAG,
+        zh="把结果打包成 zip，报告问题时附上；不含聊天内容、用户名和密钥",
+        en="pack the results for a bug report, without chats, user name and keys", commands=DOCTOR)
     log_level: str = option("info", choice("debug", "info", "warning", "error"),
         zh="日志级别；chat 里默认是 warning", en="what to log; chat has warning for its default")
     language: str = option("auto", choice("auto", "zh", "en"), env="CHATGLM_LANG",

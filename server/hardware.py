@@ -9,11 +9,12 @@ import re
 import shutil
 import socket
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from server.kernels import build
+from server.memory import read_memory
 
 SMI_TIMEOUT_S = 5.0
 _SMI_FIELDS = ("index", "uuid", "name", "memory.total", "memory.free", "compute_cap", "driver_version")
@@ -50,19 +51,26 @@ class Hardware:
     kernels: bool = False  # whether the CPU kernels are compiled, or can be
 
 
-def probe(path: Path, env: Mapping[str, str] = os.environ) -> Hardware:
-    """Look at the machine; ``disk_free`` is that of the disk on which ``path`` is or will be."""
-    import psutil
+def find_gpus() -> tuple[tuple[GPU, ...], str | None]:
+    """All NVIDIA GPUs and the driver's version, asked of the driver's library in this process, or of nvidia-smi."""
+    return _nvml() or _nvidia_smi() or ((), None)
 
-    gpus, driver = _nvml() or _nvidia_smi() or ((), None)
-    memory = psutil.virtual_memory()
+
+def probe(
+    path: Path,
+    env: Mapping[str, str] = os.environ,
+    look_for_gpus: Callable[[], tuple[tuple[GPU, ...], str | None]] = find_gpus,
+) -> Hardware:
+    """Look at the machine; ``disk_free`` is that of the disk on which ``path`` is or will be."""
+    gpus, driver = look_for_gpus()
+    memory = read_memory()
     return Hardware(
         gpus=_visible(gpus, env.get("CUDA_VISIBLE_DEVICES")),
         driver=driver,
         torch_cuda=_torch_cuda(),
         ram_total=memory.total,
         ram_available=memory.available,
-        cores=min(psutil.cpu_count(logical=False) or _allowed(), _allowed()),
+        cores=min(_physical_cores() or _allowed(), _allowed()),
         threads=_allowed(),
         disk_free=disk_free(path),
         kernels=build.available(),
@@ -83,6 +91,14 @@ def disk_free(path: Path) -> int:
 def _allowed() -> int:
     """The logical cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _physical_cores() -> int | None:
+    try:
+        import psutil
+    except ImportError:  # the doctor runs without packages
+        return None
+    return psutil.cpu_count(logical=False)
 
 
 def _nvml() -> tuple[tuple[GPU, ...], str] | None:

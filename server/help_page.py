@@ -13,6 +13,7 @@ COMMANDS = {  # the first one is meant where none is named
     "chat": ("在终端里对话", "chat in the terminal"),
     "download": ("下载或补全一个模型：download [模型]", "download or complete a model: download [model]"),
     "spool": ("处理一个文件夹里的请求文件", "answer request files in a folder"),
+    "doctor": ("检查这台机器，说明哪里有问题、怎么办", "check this machine: what is wrong, and what to do"),
 }
 
 

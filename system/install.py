@@ -132,10 +132,12 @@ def _conclude(root: Path, in_bundle: bool, say: Callable[[str, str], None]) -> N
 
 
 def will_serve(options: Sequence[str]) -> bool:
-    """False if the server will only print a page or what is wrong with its options, which takes no packages."""
-    from server.config import parse
+    """False if the server will only print a page or what is wrong, which takes no packages."""
+    from server.config import parse, split_command
     from server.errors import StartupError
 
+    if split_command(options)[0] == "doctor":
+        return False
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             parse(options)

@@ -20,7 +20,7 @@ posix = pytest.mark.skipif(os.name == "nt", reason="a shell script")
 
 
 def test_all_launchers_are_there():
-    assert {path.name for path in ROOT.glob("*.bat")} == {*LAUNCHERS, "setup_offline.bat"}
+    assert {path.name for path in ROOT.glob("*.bat")} == {*LAUNCHERS, "setup_offline.bat", "诊断.bat"}
 
 
 @pytest.mark.parametrize("path", BATS, ids=lambda path: path.name)
@@ -42,7 +42,7 @@ def test_launcher_hands_everything_on(name, arguments):
     assert last == f'"%~dp0system\\launch.bat" {arguments}%*'
 
 
-@pytest.mark.parametrize("name", ["system/launch.bat", "setup_offline.bat"])
+@pytest.mark.parametrize("name", ["system/launch.bat", "setup_offline.bat", "诊断.bat"])
 def test_the_working_bats_hand_the_exit_code_out(name):
     text = (ROOT / name).read_text(encoding="ascii")
     assert text.splitlines()[-1] == "exit /b %CODE%"
@@ -54,6 +54,13 @@ def test_launch_checks_the_options_before_it_installs():
     assert '"%PYTHON%" "%~dp0install.py" -- %*' in (ROOT / "system" / "launch.bat").read_text(encoding="ascii")
 
 
+def test_the_doctor_needs_no_installation():
+    lines = (ROOT / "诊断.bat").read_text(encoding="ascii").splitlines()
+    assert '"%PYTHON%" %VERSION% -E -s -X utf8 -m server doctor %*' in lines and "install.py" not in "".join(lines)
+    (pause,) = [line for line in lines if line.endswith("pause")]
+    assert "CODE" not in pause, "its window stays open when all is well, too"
+
+
 def test_git_keeps_the_line_ends():
     assert "*.bat text eol=crlf" in (ROOT / ".gitattributes").read_text().splitlines()
 
@@ -63,9 +70,10 @@ def test_git_keeps_the_line_ends():
 def test_launchers_without_python_under_wine(folder, tmp_path):
     root = tmp_path / folder
     shutil.copytree(ROOT / "system", root / "system", ignore=shutil.ignore_patterns("python", "wheels"))
-    for name in (*LAUNCHERS, "setup_offline.bat"):
+    for name in (*LAUNCHERS, "setup_offline.bat", "诊断.bat"):
         shutil.copy(ROOT / name, root)
-    for name, said in ((*LAUNCHERS, "setup_offline.bat"), ("setup_offline.bat", "python.org")):
+    told = {**dict.fromkeys((*LAUNCHERS, "诊断.bat"), "setup_offline.bat"), "setup_offline.bat": "python.org"}
+    for name, said in told.items():
         bat = "Z:" + str(root / name).replace("/", "\\")
         done = subprocess.run(["wine", bat, "--port", "0"], stdin=subprocess.DEVNULL, capture_output=True, timeout=120)
         assert done.returncode == 1 and said.encode() in done.stdout
@@ -131,10 +139,9 @@ def test_run_is_replaced_by_the_server(checkout):
 def fresh(tmp_path):
     """A clone in which nothing was installed yet, with the server's real options."""
     root = tmp_path / "fresh clone"
-    (root / "server").mkdir(parents=True)
+    root.mkdir()
     shutil.copytree(ROOT / "system", root / "system", ignore=shutil.ignore_patterns("python", "wheels", "__pycache__"))
-    for path in (ROOT / "server").glob("*.py"):
-        shutil.copy(path, root / "server")
+    shutil.copytree(ROOT / "server", root / "server", ignore=shutil.ignore_patterns("__pycache__", "build"))
     shutil.copy(ROOT / "run.sh", root)
     (root / "requirements.txt").write_text("there-is-no-such-package\n")
     return root
@@ -157,6 +164,13 @@ def test_help_and_mistakes_need_no_installation(fresh, options, code, said):
     assert done.returncode == code, done.stderr
     assert (done.stderr if code else done.stdout).startswith(said)
     assert not (done.stdout if code else done.stderr) and not (fresh / ".venv").exists()
+
+
+@posix
+def test_the_doctor_runs_where_nothing_is_installed(fresh):
+    done = call("./run.sh", "doctor", "--port", "0", cwd=fresh)
+    assert done.returncode == 1 and done.stderr == "" and not (fresh / ".venv").exists()
+    assert "missing: there-is-no-such-package" in done.stdout and "problems: " in done.stdout
 
 
 @posix

@@ -11,7 +11,7 @@ from tests.conftest import ROOT
 
 SERVER = ROOT / "server"
 FILES = sorted(SERVER.rglob("*.py"))
-START = {"config", "option_types", "profiles", "footprint", "hardware", "download", "i18n", "help_page"}
+START = {"config", "option_types", "profiles", "footprint", "hardware", "memory", "download", "i18n", "help_page"}
 
 PYDANTIC = {"pydantic", "pydantic_core", "annotated_types"}
 
@@ -27,6 +27,7 @@ ALLOWED = {
     "profiles": ({"core", "errors", *START}, set()),
     "adapters": ({"core", "errors", *START}, set()),
     "hardware": ({"core", "errors", "kernels", *START}, {"psutil", "pynvml"}),
+    "memory": (set(), {"psutil"}),
     "download": ({"core", "errors", "file_lock", *START}, {"huggingface_hub", "httpx2", "tqdm"}),
     "kernels": ({"kernels"}, {"torch", "numpy"}),
     "quant": ({"quant", "kernels"}, {"torch", "numpy", "safetensors", "xxhash"}),
@@ -45,7 +46,9 @@ ALLOWED = {
     ),
     "running": (set(), set()),
     "chat": ({"chat", "assembly", "config", "core", "errors"}, {"prompt_toolkit"}),
-    "__main__": ({"serve", "chat", "download", "config", "i18n", "errors"}, set()),
+    # "system" is the project's folder of that name, whose modules need no packages either
+    "doctor": ({"doctor", "adapters", "kernels", "models", "core", "errors", *START}, {"psutil", "system"}),
+    "__main__": ({"serve", "chat", "download", "doctor", "config", "i18n", "errors"}, set()),
 }
 
 
@@ -66,6 +69,8 @@ def allowed_for(path: Path):
     own, third = ALLOWED[part(path)]
     if path.name == "embedder.py":  # sentence models are of many kinds, and transformers knows them all
         return own, third | {"transformers"}
+    if path.parent.name == "doctor" and path.name == "child.py":  # runs in a process of its own
+        return own, third | {"torch"}
     # the one place where a checkpoint's weights become quantized layers
     return (own | {"quant"}, third) if path.name in ("filler.py", "loader.py") else (own, third)
 
@@ -110,6 +115,7 @@ def test_nobody_imports_tools_or_tests():
         ("server.spool.loop", {"torch", "flask", "pydantic"}),
         ("server.assembly", {"torch", "transformers", "huggingface_hub"}),
         ("server.serve", {"torch", "flask", "transformers", "huggingface_hub"}),
+        ("server.doctor", {"torch", "numpy", "psutil", "pydantic", "flask", "tqdm", "huggingface_hub"}),
         ("server.chat", {"torch", "flask", "prompt_toolkit", "huggingface_hub"}),
         ("server.chat.remote", {"torch", "flask", "pydantic"}),
         ("server.chat.terminal", {"torch", "flask", "pydantic"}),

@@ -80,7 +80,12 @@ def build(compiler: list[str] | None = None) -> Path:
 
 def available() -> bool:
     """Whether ``load_library`` has something to load or to compile with; nothing is loaded or compiled for that."""
-    return any(path.is_file() for path in (_ready(), *_places(None))) or find_compiler() is not None
+    return find_library() is not None or find_compiler() is not None
+
+
+def find_library() -> Path | None:
+    """The library that is there already, ready-made or compiled earlier."""
+    return next((path for path in (_ready(), *_places(None)) if path.is_file()), None)
 
 
 def find_compiler() -> list[str] | None:

@@ -1,0 +1,53 @@
+"""Which launch profile would be chosen, and whether there is the memory that it takes."""
+
+from __future__ import annotations
+
+from server.doctor.result import Complaint, Result, conclude, gib, problem, warning
+from server.hardware import Hardware
+from server.memory import Memory
+from server.profiles import LaunchProfile, Note
+
+FREE = ("关掉别的程序，或用 --profile small、--model demo、较小的 --max-length",
+        "close other programs, or use --profile small, --model demo or a smaller --max-length")  # fmt: skip
+
+
+def judge_profile(profile: LaunchProfile) -> Result:
+    bits = ("不量化", "not quantized") if profile.bits == 16 else (f"int{profile.bits}", f"int{profile.bits}")
+    slots, length = profile.slots, profile.max_length
+    said = Note(f"{profile.name}（{bits[0]}，{profile.dtype}，设备 {profile.device}，同时 {slots} 个请求，"
+                f"每个最多 {length} token），因为{profile.reason.zh}",
+                f"{profile.name} ({bits[1]}, {profile.dtype}, on {profile.device}, {slots} requests at once of at most "
+                f"{length} tokens): {profile.reason.en}")
+    facts = {
+        "name": profile.name,
+        "bits": profile.bits,
+        "device": profile.device,
+        "dtype": profile.dtype,
+        "max_length": profile.max_length,
+        "slots": profile.slots,
+        "kept": profile.kept,
+        "threads": profile.threads,
+        "kernels": profile.kernels,
+        "reason": profile.reason._asdict(),
+        "warnings": [note._asdict() for note in profile.warnings],
+    }
+    complaints = [warning(note.zh, note.en, do=None) for note in profile.warnings]
+    return conclude(said, complaints, facts=facts)
+
+
+def judge_needs(profile: LaunchProfile, weights: int, hardware: Hardware, memory: Memory) -> Result:
+    """``weights``: bytes of the profile's weights alone; the rest is the cache of conversations and what computes."""
+    on_gpu = profile.device != "cpu"
+    free = memory.available
+    if on_gpu:
+        free = next(gpu.free for gpu in hardware.gpus if profile.device == f"cuda:{gpu.index}")
+    where = ("显存", "GPU memory") if on_gpu else ("内存", "memory")
+    said = Note(f"约需{where[0]} {gib(profile.needs)}（其中权重 {gib(weights)}），空闲 {gib(free)}",
+                f"about {gib(profile.needs)} of {where[1]} ({gib(weights)} for the weights), {gib(free)} is free")
+    complaints: list[Complaint] = []
+    if profile.needs > free:
+        complaints.append(problem("不够", "too little", do=FREE))
+    if not on_gpu and memory.reservable and profile.needs > memory.reservable:
+        complaints.append(warning("超过系统还能分配的（页面文件太小）",
+                                  "more than the system can still give out (the page file is too small)", do=FREE))
+    return conclude(said, complaints, facts={"needs": profile.needs, "weights": weights, "free": free})

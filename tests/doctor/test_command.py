@@ -1,0 +1,265 @@
+"""``python -m server doctor`` as a process: without any package, on a broken installation, for other programs."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+
+import psutil
+import pytest
+
+from server.doctor import command
+from server.doctor.checks import all_checks
+from server.doctor.machine import Machine
+from server.doctor.running import run_all
+from tests.conftest import ROOT
+from tests.functional.program import Program
+
+posix = pytest.mark.skipif(os.name == "nt", reason="a venv here is a link, and signals are POSIX'")
+IDS = ["system", "python", "packages", "folder", "settings", "vcruntime", "gpu", "torch", "memory", "disk", "model",
+       "profile", "needs", "kernels", "port", "proxy", "lan"]  # fmt: skip
+
+
+def call(python, *argv, root=ROOT, **env):
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("CHATGLM_", "PYTHON"))}
+    return subprocess.run([python, "-m", "server", "doctor", *argv], capture_output=True, encoding="utf-8", cwd=root,
+                          env={**kept, "CHATGLM_LANG": "en", "PYTHONUTF8": "1", **env}, timeout=200)  # fmt: skip
+
+
+def results(done):
+    assert done.stderr == "", done.stderr
+    return {check["id"]: check for check in json.loads(done.stdout)["checks"]}
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory):
+    """A Python with nothing but the standard library."""
+    home = tmp_path_factory.mktemp("bare") / "venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", home], check=True)
+    return home / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+
+
+@pytest.fixture
+def packages(bare):
+    """Where packages of the bare Python go; emptied afterwards."""
+    (folder,) = bare.parent.parent.glob("[Ll]ib/**/site-packages")
+    yield folder
+    for path in folder.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """The program in a folder of its own."""
+    for name in ("server", "system", "THUDM/demo"):
+        ignored = shutil.ignore_patterns("__pycache__", "python", "wheels", "build")
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=ignored)
+    shutil.copy(ROOT / "requirements.txt", tmp_path)
+    return tmp_path
+
+
+def test_here_with_the_demo():
+    done = call(sys.executable, "--model", "demo", "--port", "0", "--json")
+    found = results(done)
+    assert list(found) == IDS
+    assert found["torch"]["facts"]["version"].startswith("2.") and found["torch"]["state"] == "ok"
+    assert found["model"]["facts"]["family"] == "chatglm2" and found["profile"]["facts"]["device"] == "cpu"
+    assert found["needs"]["facts"]["needs"] > 2**28
+    assert found["kernels"]["facts"]["state"] in ("compiled", "can be compiled", "none")
+    problems = [check for check in found.values() if check["state"] == "problem"]
+    assert done.returncode == bool(problems)
+
+
+def test_nothing_but_the_standard_library_is_imported():
+    code = "import sys, server.doctor, server.doctor.child; " \
+           "print(*sorted({m.split('.')[0] for m in sys.modules if '_distutils' not in m} - sys.stdlib_module_names))"
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); {code}"],
+                          capture_output=True, text=True, check=True)  # fmt: skip
+    assert done.stdout.split() == ["__main__", "server", "system"]
+
+
+@posix
+def test_without_any_package(bare):
+    done = call(bare, "--model", "demo", "--port", "0")
+    assert done.returncode == 1 and done.stderr == "" and "Traceback" not in done.stdout
+    assert "No module named 'torch'" in done.stdout and "start ./run.sh" in done.stdout
+    assert "To be solved first: packages, PyTorch" in done.stdout
+    states = re.findall(r"^\[(ok|warning|problem)\]", done.stdout, re.MULTILINE)
+    assert len(states) == len(IDS) and states.count("problem") == 2
+    found = results(call(bare, "--model", "demo", "--port", "0", "--json"))
+    assert set(found["packages"]["facts"]["installed"].values()) == {None}
+    assert found["memory"]["facts"]["total"] > 0 and found["profile"]["facts"]["name"] == "cpu"
+
+
+@posix
+def test_the_only_packages_it_looks_for_are_done_without(bare, packages):
+    """A finder that comes before all others notes everything that is neither the standard library's nor ours."""
+    (packages / "guard.pth").write_text("import guard\n")
+    (packages / "guard.py").write_text(
+        "import os, sys\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        known = name.split('.')[0] in {*sys.stdlib_module_names, 'server', 'system', 'sitecustomize',"
+        " 'usercustomize'}\n"
+        "        if not known and len(sys.argv) > 1 and sys.argv[1] == 'doctor':\n"
+        "            wanted.write(name + '\\n')\n"
+        "wanted = open(os.environ['WANTED'], 'a', buffering=1)\n"
+        "sys.meta_path.insert(0, Finder())\n"
+    )
+    log = packages / "wanted.txt"
+    done = call(bare, "--model", "demo", "--port", "0", "--json", WANTED=str(log))
+    assert results(done)["profile"]["state"] == "ok"
+    wanted = set(log.read_text().split()) - {"org"}  # which copy.py of the standard library looks for
+    assert "psutil" in wanted and wanted <= {"psutil", "torch", "ziglang"}
+
+
+@posix
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("import os; os.kill(os.getpid(), 11)", "SIGSEGV"),
+        ("raise OSError('[WinError 126] Error loading c10.dll')", "VC++ runtime"),
+        ("raise OSError('[WinError 1455] page file')", "Virtual memory"),
+        ("raise RuntimeError('torch is odd')", "torch is odd"),
+    ],
+)
+def test_a_torch_that_does_not_load_is_a_result(bare, packages, code, words):
+    (packages / "torch").mkdir()
+    (packages / "torch" / "__init__.py").write_text(code)
+    done = call(bare, "--model", "demo", "--port", "0", "--json")
+    found = results(done)
+    assert done.returncode == 1 and found["torch"]["state"] == "problem"
+    assert words in found["torch"]["finding"]["en"] + found["torch"]["advice"]["en"]
+    assert found["profile"]["state"] == "ok"
+
+
+@posix
+def test_checks_that_cannot_look_are_results(bare, copy):
+    """No requirements, no model, a driver library that ends its process: each costs its own check."""
+    (copy / "requirements.txt").unlink()
+    done = call(bare, "--model", "no-such-model", "--port", "0", "--json", root=copy)
+    found = results(done)
+    assert done.returncode == 1 and list(found) == IDS
+    assert "the check itself failed (FileNotFoundError" in found["packages"]["finding"]["en"]
+    assert "There is no model no-such-model" in found["model"]["finding"]["en"]
+    assert found["memory"]["state"] != "problem"
+
+
+def test_a_faulty_configuration_is_a_result(copy):
+    (copy / "config.toml").write_text("port = 'many'\n")
+    done = call(sys.executable, "--json", root=copy)
+    found = results(done)
+    assert done.returncode == 1 and "port in" in found["settings"]["finding"]["en"]
+    assert found["port"]["facts"]["number"] == 5178
+    done = call(sys.executable, "--json", root=copy, CHATGLM_PROT="1", CHATGLM_LANG="zh")
+    assert "CHATGLM_PROT" in results(done)["settings"]["finding"]["zh"] and json.loads(done.stdout)["language"] == "zh"
+
+
+def test_a_configuration_that_python_310_cannot_read_yet(tmp_path, monkeypatch):
+    def parse(argv, root=None, **options):
+        if (root / "config.toml").exists():
+            raise ImportError("No module named 'tomli'")
+        return real(argv, root=root, **options)
+
+    real = command.parse
+    monkeypatch.setattr(command, "parse", parse)
+    (tmp_path / "config.toml").touch()
+    config, wrong = command.read_options(["doctor", "--port", "7"], env={}, root=tmp_path)
+    assert config.port == 7 and "tomli" in wrong.en
+
+
+def test_a_faulty_command_line_is_one_sentence():
+    done = call(sys.executable, "--prot", "1")
+    assert done.returncode == 2 and done.stdout == "" and "Did you mean --port?" in done.stderr
+    done = call(sys.executable, "--help")
+    assert done.returncode == 0 and "--zip" in done.stdout and "--json" in done.stdout
+
+
+def test_settings_of_the_file_are_checked(copy):
+    (copy / "config.toml").write_text("model = 'demo'\nport = 0\nhost = '0.0.0.0'\n")
+    found = results(call(sys.executable, "--json", root=copy))
+    assert found["settings"]["state"] == "ok" and str(copy) in found["settings"]["finding"]["en"]
+    assert found["model"]["facts"]["folder"] == str(copy / "THUDM" / "demo")
+    assert found["lan"]["facts"]["host"] == "0.0.0.0"
+
+
+@pytest.mark.parametrize(("language", "first", "second"), [("zh", "内存", "memory"), ("en", "memory", "内存")])
+def test_both_languages_the_users_first(language, first, second):
+    done = call(sys.executable, "--model", "demo", "--port", "0", CHATGLM_LANG=language)
+    assert done.stdout.index(first) < done.stdout.index(second)
+    assert len(done.stdout.splitlines()) < 60  # one screen of a maximized window
+    zh, en = done.stdout.index("项正常"), done.stdout.index("problems: ")
+    assert (zh < en) == (language == "zh")
+
+
+def test_zip_has_everything_and_names_nobody(copy, tmp_path):
+    (copy / "chatlog.log").write_text('{"query": "secret question"}')
+    done = call(sys.executable, "--model", "demo", "--port", "0", "--zip", root=copy, USER="zhangsan")
+    (packed,) = copy.glob("doctor-*.zip")
+    assert str(packed) in done.stdout and "不含聊天内容" in done.stdout
+    with zipfile.ZipFile(packed) as file:
+        assert {"doctor.json", "doctor.txt", "settings.txt", "packages.txt", "logs.txt"} <= set(file.namelist())
+        texts = b"".join(file.read(name) for name in file.namelist()).decode()
+        assert [check["id"] for check in json.loads(file.read("doctor.json"))["checks"]] == IDS
+    assert "secret question" not in texts and "zhangsan" not in texts
+
+
+def test_our_running_server_is_found():
+    with Program() as program:
+        done = call(sys.executable, "--model", "demo", "--port", str(program.port), "--json")
+    assert "this program is running" in results(done)["port"]["finding"]["en"]
+
+
+def test_documented_keys_are_those_of_the_report():
+    text = (ROOT / "docs" / "doctor.md").read_text(encoding="utf-8")
+    document = json.loads(call(sys.executable, "--model", "demo", "--port", "0", "--json").stdout)
+    for key in (*document, *document["counts"], *document["checks"][0]):
+        assert f"`{key}`" in text, key
+    assert re.findall(r"^\| `(\w+)` \|", text.split("## Checks")[1], re.MULTILINE) == IDS
+    for check in document["checks"]:
+        (row,) = [line for line in text.splitlines() if line.startswith(f"| `{check['id']}` |")]
+        named = set(re.findall(r"`([\w.]+)`", row.split("|")[3]))
+        assert set(check["facts"]) <= named or check["id"] == "vcruntime", (check["id"], set(check["facts"]) - named)
+
+
+@pytest.mark.parametrize(("name", "size"), [("chatglm2-6b", 12_487_000_000), ("chatglm2-6b-int4", 3_923_712_365)])
+def test_size_of_a_download_is_told_before_it(tmp_path, name, size):
+    """Within one in a thousand of the published files; it is of the disk too."""
+    from server.config import Config
+
+    checks = all_checks(Machine(Config(model=name), root=tmp_path), None)
+    found = {outcome.check.id: outcome.result for outcome in run_all([c for c in checks if c.id in ("model", "disk")])}
+    assert f"about {size / 1e9:.1f} GB" in found["model"].advice.en
+    assert found["disk"].facts["model"] == pytest.approx(size, rel=0.001)
+
+
+def test_every_check_has_an_id_of_its_own(tmp_path):
+    from server.config import Config
+
+    checks = all_checks(Machine(Config(model="demo"), root=tmp_path), None)
+    assert [check.id for check in checks] == IDS
+
+
+@posix
+def test_ctrl_c_ends_it(bare, packages):
+    (packages / "torch").mkdir()
+    noted = packages / "pid.txt"
+    code = f"import os, time; open({str(noted)!r}, 'w').write(f'{{os.getpid()}} '); time.sleep(100)"
+    (packages / "torch" / "__init__.py").write_text(code)
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("CHATGLM_", "PYTHON"))}
+    process = subprocess.Popen([bare, "-m", "server", "doctor", "--model", "demo"], cwd=ROOT, env=env, text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+    while "GPU" not in process.stdout.readline() or not noted.is_file() or not noted.read_text().endswith(" "):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=10)
+    assert process.returncode == 130 and errors == ""
+    pid, deadline = int(noted.read_text()), time.monotonic() + 5
+    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline, "the process that loads PyTorch lives on"
+        time.sleep(0.05)
