@@ -11,7 +11,8 @@ from tests.conftest import ROOT
 
 SERVER = ROOT / "server"
 FILES = sorted(SERVER.rglob("*.py"))
-START = {"config", "option_types", "profiles", "footprint", "hardware", "memory", "download", "i18n", "help_page"}
+START = {"config", "options", "option_types", "help_page", "i18n"}
+START |= {"profiles", "footprint", "hardware", "memory", "download"}
 
 PYDANTIC = {"pydantic", "pydantic_core", "annotated_types"}
 
@@ -21,6 +22,7 @@ ALLOWED = {
     "errors": (set(), set()),
     "i18n": ({"errors"}, set()),
     "config": ({"core", "errors", *START}, {"tomli"}),
+    "options": ({"option_types", "help_page"}, set()),
     "option_types": (set(), set()),
     "help_page": ({"option_types"}, set()),
     "footprint": ({"core", "errors", *START}, set()),
