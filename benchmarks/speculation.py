@@ -104,8 +104,8 @@ def step_times(engine: LocalEngine, context: int, repeat: int) -> None:
 def _filled_cache(engine: LocalEngine, context: int) -> KVCache:
     """One slot; zeros behind it, because what happens to be in the memory may be slow to compute with."""
     model, shape = engine._model, engine._model.network.kv_shape
-    cache = KVCache(shape, 1, context + MOST_ROWS, model.dtype, model.device, model.prefix)
-    zeros = torch.zeros(context, shape.groups, shape.head_dim, dtype=model.dtype, device=model.device)
+    cache = KVCache(shape, 1, context + MOST_ROWS, model.kv_dtype, model.device, model.prefix)
+    zeros = torch.zeros(context, shape.groups, shape.head_dim, dtype=model.kv_dtype, device=model.device)
     for layer in range(shape.layers):
         cache.update(layer, Segment(0, 0, context), zeros, zeros)
     return cache

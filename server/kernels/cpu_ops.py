@@ -18,6 +18,8 @@ from server.kernels.ops import DecoderLayer, QuantWeight
 from server.kernels.quantize import GROUP_SIZE, INT4_TABLE
 from server.kernels.torch_ops import TorchOps
 
+_ROWS_AT_ONCE = 1024  # of a matrix that is quantized: its float32 copy is small beside the matrix
+
 
 class _RmsNorm(ctypes.Structure):
     _fields_ = [(name, ctypes.c_void_p) for name in ("x", "weight", "y")]
@@ -119,13 +121,14 @@ class CpuOps(TorchOps):
     def quantize(self, weight: torch.Tensor, bits: int) -> QuantWeight:
         if bits != 4:
             return super().quantize(weight, bits)
-        weight = weight.float().contiguous()
         rows, columns = weight.shape
         groups = -(-columns // GROUP_SIZE[4])
         codes = torch.empty(rows, groups * GROUP_SIZE[4] // 2, dtype=torch.int8)
         scales = torch.empty(rows, groups)
-        pointers = (tensor.data_ptr() for tensor in (weight, INT4_TABLE, codes, scales))
-        self._run("quantize_int4", _Quantize(*pointers, rows, columns))
+        for start in range(0, rows, _ROWS_AT_ONCE):
+            block = weight[start : start + _ROWS_AT_ONCE].float().contiguous()
+            pointers = (tensor.data_ptr() for tensor in (block, INT4_TABLE, codes[start:], scales[start:]))
+            self._run("quantize_int4", _Quantize(*pointers, len(block), columns))
         return QuantWeight(codes, scales, 4, GROUP_SIZE[4], columns, INT4_TABLE)
 
     def prepare(self, weight: QuantWeight) -> TiledWeight | QuantWeight:

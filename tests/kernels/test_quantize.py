@@ -12,7 +12,7 @@ from server.kernels.torch_ops import dequantize
 from server.quant.formats import from_official
 from tests.kernels.conftest import cpu_ops
 
-SHAPES = [(1, 1), (17, 33), (3, 64), (40, 130), (288, 256), (0, 64), (2, 1713)]
+SHAPES = [(1500, 70), (1, 1), (17, 33), (3, 64), (40, 130), (288, 256), (0, 64), (2, 1713)]
 OFFICIAL_TABLE = torch.tensor([*range(8), *range(-8, 0)], dtype=torch.int8)
 
 
