@@ -12,7 +12,7 @@ set "PYTHON=%~dp0..\.venv\Scripts\python.exe"
 if exist "%PYTHON%" goto start
 
 :missing
-chcp 65001 >nul
+"%SystemRoot%\System32\chcp.com" 65001 >nul
 type "%~dp0no_python.txt"
 set "CODE=1"
 goto end

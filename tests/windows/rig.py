@@ -67,7 +67,7 @@ class Rig:
         variables = {
             "PATH": "/usr/bin:/bin", "HOME": "/root", "XDG_RUNTIME_DIR": "/tmp", "WINEPREFIX": "/lab/prefix",
             "WINEARCH": "win64", "WINEDEBUG": "-all", "LC_ALL": LOCALES[page], "WINEPATH": r"Z:\lab\shims",
-            "WINEDLLOVERRIDES": f"mscoree,mshtml,winedbg.exe,winemenubuilder.exe=;ucrtbase=n,b;{hidden}=n",
+            "WINEDLLOVERRIDES": f"mscoree,mshtml,winedbg.exe,winemenubuilder.exe=;ucrtbase,certutil.exe=n,b;{hidden}=n",
             "KMP_AFFINITY": "disabled",  # libiomp cannot make out wine's processors
             **(env or {}),
         }  # fmt: skip

@@ -141,17 +141,17 @@ CERTUTIL = 'echo "SHA256 hash of $2:"; sha256sum "$2" | cut -c1-64; echo "CertUt
 def windows_10(rig):
     """Three programs of Windows 10 that wine lacks; the first two are the same programs on Linux."""
     scripts = {"curl": CURL, "tar": TAR, "certutil": CERTUTIL}
-    kept = (rig.system32 / "certutil.exe").read_bytes()
     for name, script in scripts.items():
         rigs.compile_for_windows(rig.system32 / f"{name}.exe", rigs.HERE / "programs" / "unix.c")
         path = rig.system32 / f"{name}.sh"
-        path.write_text(f"#!/bin/sh\n{script}\necho $? > '/lab/{(rig.system32 / name).relative_to(rig.lab)}.rc'\n")
+        inside = f"/lab/{(rig.system32 / name).relative_to(rig.lab)}"
+        path.write_text(f"#!/bin/sh\n{{ {script}; }} > {inside}.out\n"
+                        f"echo $? > {inside}.new\nmv {inside}.new {inside}.rc\n")  # fmt: skip
         path.chmod(0o755)
     yield
     for name in scripts:
         for path in rig.system32.glob(f"{name}.*"):
             path.unlink()
-    (rig.system32 / "certutil.exe").write_bytes(kept)
 
 
 @pytest.fixture
