@@ -21,8 +21,8 @@ from installer.utils import parse_metadata_file
 
 _TARGET = ("--platform", "win_amd64", "--python-version", "3.11", "--implementation", "cp", "--only-binary=:all:")
 _LICENCE = re.compile(r"[^/]*\.dist-info/(licenses/.*|[^/]*(licen[sc]e|copying|notice)[^/]*)", re.IGNORECASE)
-# what only compiling against PyTorch needs: half of all files, which virus scanners would look at
-_LEFT_OUT = re.compile(r"torch/(include|share)/.*|torch/lib/.*\.lib")
+# what only compiling needs: half of all files, which virus scanners would look at, and programs that they suspect
+_LEFT_OUT = re.compile(r"torch/(include|share|bin)/.*|torch/lib/.*\.lib|setuptools/.*\.exe")
 
 
 class Package(NamedTuple):
