@@ -1,6 +1,7 @@
 #!/bin/sh
 # ./run.sh [options]     sets up .venv if needed and starts the server (--help lists the options)
 # ./run.sh test [args]   the same set-up and pytest, then all tests; args go to pytest
+# ./run.sh test --windows [args]   instead the Windows bundle, built and run under wine (needs root; docs/windows.md)
 set -eu
 
 self=$0
@@ -27,6 +28,7 @@ if [ "${1-}" = test ]; then
     shift
     "$python" "$root/system/install.py" --with-tests
     cd "$root"
+    if [ "${1-}" = --windows ]; then shift && set -- tests/windows "$@"; fi
     exec "$root/.venv/bin/python" -m pytest "$@"
 fi
 "$python" "$root/system/install.py" -- "$@"

@@ -47,7 +47,7 @@ if not "%errorlevel%"=="0" goto byhand
 if exist "%PYTHON%" goto install
 
 :byhand
-chcp 65001 >nul
+"%SystemRoot%\System32\chcp.com" 65001 >nul
 type "fetch_python.txt"
 goto end
 

@@ -12,7 +12,7 @@ set "PYTHON=%~dp0..\.venv\Scripts\python.exe"
 if exist "%PYTHON%" goto start
 
 :missing
-chcp 65001 >nul
+"%SystemRoot%\System32\chcp.com" 65001 >nul
 type "%~dp0no_python.txt"
 set "CODE=1"
 goto end
@@ -21,7 +21,13 @@ goto end
 rem -E and -s: what PYTHONHOME, PYTHONPATH and the user's own packages say is not for this Python
 "%PYTHON%" -E -s -X utf8 "%~dp0install.py" -- %*
 set "CODE=%errorlevel%"
-if not "%CODE%"=="0" goto end
+if "%CODE%"=="0" goto serve
+rem no word came from a Python that a virus scanner or a broken off copy left incomplete
+"%PYTHON%" -E -s -c "" >nul 2>nul
+if not "%errorlevel%"=="0" goto missing
+goto end
+
+:serve
 "%PYTHON%" -E -s -X utf8 -m server %*
 set "CODE=%errorlevel%"
 

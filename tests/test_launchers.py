@@ -1,6 +1,7 @@
 """The .bat files as text (what cmd.exe trips over), and under wine where it is installed; run.sh for real."""
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -23,17 +24,59 @@ def test_all_launchers_are_there():
     assert {path.name for path in ROOT.glob("*.bat")} == {*LAUNCHERS, "setup_offline.bat", "诊断.bat"}
 
 
+def faults(content: bytes) -> set[str]:
+    """What cmd.exe or a user's machine would trip over in a .bat file."""
+    found = set()
+    if not content.isascii():
+        found.add("not ASCII")  # cmd.exe cuts lines of other text on Chinese code pages; a BOM is a command to it
+    if content.count(b"\n") != content.count(b"\r\n") or not content.endswith(b"\r\n"):
+        found.add("not CRLF")  # goto misses labels
+    lines = content.decode("utf-8", "replace").splitlines()
+    if lines[0] != "@echo off":
+        found.add("echo is on")
+    for line in (line for line in lines if not line.startswith("rem ")):
+        for command in re.split(r"&&?|\|\|?|\(|\bdo\b", re.sub(r'"[^"]*"', '""', line)):
+            word = (command.split() or [""])[0].lstrip("@").lower().removesuffix(".exe")
+            if word in ("python", "pythonw", "py", "pip"):
+                found.add("bare python")  # the Store's alias answers to it
+            if word in ("curl", "tar", "find", "certutil", "powershell", "where", "timeout", "sort"):
+                found.add("bare program")  # another one of that name may come first in PATH
+            if word == "call":
+                found.add("call")  # expands the arguments a second time
+        for path in re.finditer(r"%~dp0|%(PYTHON|ROOT|ARCHIVE|TOOLS|SystemRoot)%", line):
+            if line[: path.start()].count('"') % 2 == 0:
+                found.add("path without quotes")
+    labels = {line[1:].strip().lower() for line in lines if line.startswith(":")} | {"eof"}
+    if not {name.lower() for name in re.findall(r"\bgoto :?(\w+)", "\n".join(lines))} <= labels:
+        found.add("no such label")
+    return found
+
+
 @pytest.mark.parametrize("path", BATS, ids=lambda path: path.name)
 def test_bat_is_what_cmd_reads_safely(path):
-    content = path.read_bytes()
-    assert content.isascii(), "cmd.exe cuts lines of other text on Chinese code pages; also no BOM"
-    assert content.count(b"\n") == content.count(b"\r\n") and content.endswith(b"\r\n")
-    lines = content.decode().splitlines()
-    assert lines[0] == "@echo off"
-    for line in lines:
-        assert not line.lower().startswith("python"), "the Store's alias answers to the bare name"
-        assert not line.startswith("call "), "expands the arguments a second time"
-    assert all('"%~dp0' in line for line in lines if "%~dp0" in line and "set " not in line and "if " not in line)
+    assert faults(path.read_bytes()) == set()
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        ("@echo off\r\necho 你好\r\n", "not ASCII"),
+        ("\ufeff@echo off\r\n", "not ASCII"),
+        ("@echo off\necho 1\n", "not CRLF"),
+        ("@echo off\r\necho 1", "not CRLF"),
+        ("echo 1\r\n", "echo is on"),
+        ("@echo off\r\npython x.py\r\n", "bare python"),
+        ("@echo off\r\nif 1==1 (python.exe x.py)\r\n", "bare python"),
+        ("@echo off\r\ncd x && pip install y\r\n", "bare python"),
+        ("@echo off\r\ntype x | find 1\r\n", "bare program"),
+        ('@echo off\r\ncall "x.bat" %*\r\n', "call"),
+        ("@echo off\r\ncd /d %~dp0\r\n", "path without quotes"),
+        ('@echo off\r\n"x" %PYTHON%\r\n', "path without quotes"),
+        ("@echo off\r\ngoto end\r\n", "no such label"),
+    ],
+)
+def test_lint_finds(content, fault):
+    assert fault in faults(content.encode())
 
 
 @pytest.mark.parametrize(("name", "arguments"), LAUNCHERS.items())
@@ -46,12 +89,15 @@ def test_launcher_hands_everything_on(name, arguments):
 def test_the_working_bats_hand_the_exit_code_out(name):
     text = (ROOT / name).read_text(encoding="ascii")
     assert text.splitlines()[-1] == "exit /b %CODE%"
-    assert 'cd /d "%~dp0' in text and "%*" in text
+    assert 'cd /d "%~dp0' in text and "%*" in text and "DisableDelayedExpansion" in text
     assert 'set "PYTHONUTF8=1"' in text and 'set "PYTHONNOUSERSITE=1"' in text
+    starts = [line for line in text.splitlines() if line.startswith('"%PYTHON%"')]
+    assert starts and all(" -E -s " in line for line in starts), "PYTHONHOME and the user's packages would leak in"
 
 
 def test_launch_checks_the_options_before_it_installs():
-    assert '"%PYTHON%" "%~dp0install.py" -- %*' in (ROOT / "system" / "launch.bat").read_text(encoding="ascii")
+    text = (ROOT / "system" / "launch.bat").read_text(encoding="ascii")
+    assert '"%PYTHON%" -E -s -X utf8 "%~dp0install.py" -- %*' in text
 
 
 def test_the_doctor_needs_no_installation():
@@ -200,7 +246,7 @@ def test_run_without_python(tmp_path):
 @posix
 def test_ci_says_what_the_readme_says():
     lines = (ROOT / ".ci" / "run").read_text().splitlines()
-    assert lines[0].startswith("#!") and lines[-1] == "exec ./run.sh test"
+    assert lines[0].startswith("#!") and lines[-2:] == ["./run.sh test", "exec ./run.sh test --windows"]
     assert "./run.sh test" in (ROOT / "README.md").read_text(encoding="utf-8")
     for script in ("run.sh", ".ci/run"):
         assert os.access(ROOT / script, os.X_OK)

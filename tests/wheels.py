@@ -6,12 +6,15 @@ import zipfile
 from pathlib import Path
 
 
-def make_wheel(folder: Path, name: str, version: str, module: str = "") -> None:
-    """A wheel with one module."""
+def make_wheel(
+    folder: Path, name: str, version: str, module: str = "", more: dict[str, str] | None = None, metadata: str = ""
+) -> None:
+    """A wheel with one module; ``more``: other files in it, ``metadata``: other lines of its METADATA."""
     contents = {
         f"{name}.py": module or f"version = {version!r}\n",
-        f"{name}-{version}.dist-info/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
+        f"{name}-{version}.dist-info/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{metadata}",
         f"{name}-{version}.dist-info/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        **(more or {}),
     }
     record = ""
     for path, text in contents.items():

@@ -24,6 +24,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from system.torch_builds import torch_pin  # noqa: E402
+
 LOCK = ROOT / "system" / "windows-lock.txt"
 BUILDS = ("cpu", "cu126", "cu130")
 
@@ -55,6 +57,9 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     options = parser.parse_args(argv)
     if options.torch and options.build == "cpu":
         parser.error("--torch is for CUDA builds: the one for the CPU is pinned in system/windows-lock.txt")
+    wanted = f"torch-{torch_pin(ROOT / 'requirements.txt')}+{options.build}-cp311-cp311-win_amd64.whl"
+    if options.torch and options.torch.name != wanted:
+        parser.error(f"{options.torch.name} does not belong into this bundle: it takes {wanted}")
     options.cache.mkdir(parents=True, exist_ok=True)
     return options
 

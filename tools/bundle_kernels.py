@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import sys
 import tempfile
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -27,9 +26,14 @@ def compiled(cache: Path) -> Path:
         cache.mkdir(parents=True, exist_ok=True)
         os.environ["ZIG_GLOBAL_CACHE_DIR"] = str(cache / "zig")  # the C runtime that it compiles first
         with tempfile.TemporaryDirectory(dir=cache) as work:
-            compiler = [sys.executable, "-m", "ziglang", "cc", "-target", TARGET, "-s"]
+            compiler = [str(zig()), "cc", "-target", TARGET, "-s"]
             os.replace(compile_library(compiler, Path(work)), library)
     return library
+
+
+def zig() -> Path:
+    """The program of the package ziglang, which lies in the builder's cache: a new Python would not find it there."""
+    return Path(find_spec("ziglang").origin).parent / ("zig.exe" if os.name == "nt" else "zig")
 
 
 def place(library: Path, root: Path) -> None:
@@ -41,6 +45,6 @@ def place(library: Path, root: Path) -> None:
 
 def licence_texts() -> dict[str, bytes]:
     """What the library has in it from others: zig's and mingw-w64's runtime, by file name."""
-    home = Path(find_spec("ziglang").origin).parent
+    home = zig().parent
     texts = {"zig-LICENSE.txt": home / "LICENSE", "mingw-w64-COPYING.txt": home / "lib" / "libc" / "mingw" / "COPYING"}
     return {name: path.read_bytes() for name, path in texts.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import re
 import subprocess
@@ -20,8 +21,8 @@ from installer.utils import parse_metadata_file
 
 _TARGET = ("--platform", "win_amd64", "--python-version", "3.11", "--implementation", "cp", "--only-binary=:all:")
 _LICENCE = re.compile(r"[^/]*\.dist-info/(licenses/.*|[^/]*(licen[sc]e|copying|notice)[^/]*)", re.IGNORECASE)
-# what only compiling against PyTorch needs: half of all files, which virus scanners would look at
-_LEFT_OUT = re.compile(r"torch/(include|share)/.*|torch/lib/.*\.lib")
+# what only compiling needs: half of all files, which virus scanners would look at, and programs that they suspect
+_LEFT_OUT = re.compile(r"torch/(include|share|bin)/.*|torch/lib/.*\.lib|setuptools/.*\.exe")
 
 
 class Package(NamedTuple):
@@ -34,26 +35,31 @@ class Package(NamedTuple):
 
 
 def fetch(lock: Path, wheels: Path, without: Iterable[str] = ()) -> list[Path]:
-    """All wheels of a lock, in the folder ``wheels``; pip checks their hashes, also of those that are there already.
+    """All wheels of a lock, in the folder ``wheels``: those that are not there yet pip fetches, by their hashes.
 
     Raises SystemExit where pip fails, which says why.
     """
     wheels.mkdir(parents=True, exist_ok=True)
     wanted = _entries(lock, without)
+    if len(found := _matching(wanted, wheels)) == len(wanted):
+        return found
     part = wheels / "wanted.txt"
     part.write_text("\n".join(wanted), encoding="utf-8")
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet", "--no-deps"]
     command += ["--require-hashes", *_TARGET, "--dest", str(wheels), "-r", str(part)]
     if subprocess.run(command).returncode:
         raise SystemExit(1)
-    found = []
-    for entry in wanted:
-        name, version = re.match(r"([\w.-]+)==(\S+)", entry).groups()
-        pattern = re.compile(rf"{re.sub('[-_.]+', '[-_.]', name)}-{re.escape(version)}-.*\.whl", re.IGNORECASE)
-        found += [path for path in sorted(wheels.iterdir()) if pattern.fullmatch(path.name)][:1]
+    found = _matching(wanted, wheels)
     if len(found) != len(wanted):
         raise SystemExit(f"{wheels} has {len(found)} of {len(wanted)} wheels")
     return found
+
+
+def _matching(wanted: Iterable[str], wheels: Path) -> list[Path]:
+    """The wheels in a folder whose SHA-256 an entry names."""
+    sums = {hashlib.sha256(path.read_bytes()).hexdigest(): path for path in sorted(wheels.glob("*.whl"))}
+    found = ((sums[digest] for digest in re.findall(r"sha256:(\w{64})", entry) if digest in sums) for entry in wanted)
+    return [path for paths in found for path in [next(paths, None)] if path]
 
 
 def _entries(lock: Path, without: Iterable[str]) -> list[str]:

@@ -2,17 +2,20 @@
 
 import itertools
 import json
+import os
 import re
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
 
+from server.running import find_server
 from tests.conftest import ROOT
 from tests.functional.program import Program, first_event, parse_events
 
@@ -193,3 +196,35 @@ def test_serving_needs_no_transformers():
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a script stands for the browser")
+def test_second_start_shows_the_page_of_the_first(tmp_path):
+    browser = tmp_path / "browser"
+    browser.write_text(f'#!/bin/sh\necho "$1" >> {tmp_path}/opened\n')
+    browser.chmod(0o755)
+    with Program() as first:
+        options = ["--model", "demo", "--no-chat-log", "--port", str(first.port)]
+        env = {**os.environ, "BROWSER": str(browser), "CHATGLM_LANG": "en"}
+        command = [sys.executable, "-m", "server", *options]
+        second = subprocess.run([*command, "--browser"], cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
+        said = f"runs already, opening its page: http://127.0.0.1:{first.port}"
+        assert second.returncode == 0 and said in second.stdout
+        assert (tmp_path / "opened").read_text() == f"http://127.0.0.1:{first.port}\n"
+        third = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
+        assert third.returncode == 2 and "may be running" in third.stderr
+
+
+@pytest.mark.parametrize("answer", [b"HTTP/1.0 200 OK\r\nServer: other\r\n\r\n", b"SSH-2.0-OpenSSH\r\n", b""])
+def test_port_of_another_program_is_not_taken_for_ours(answer):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        def serve_once():
+            connection, _ = other.accept()
+            with connection:
+                connection.recv(1000)
+                connection.sendall(answer)
+
+        thread = threading.Thread(target=serve_once, daemon=True)
+        thread.start()
+        assert find_server("127.0.0.1", other.getsockname()[1]) is None
+        thread.join(5)

@@ -22,7 +22,10 @@ def tools() -> Path:
     """The bundle's cache, with the builder's tools importable."""
     cache = rigs.bundle_cache()
     cache.mkdir(parents=True, exist_ok=True)
-    build_bundle.prepare_tools(cache)
+    try:
+        build_bundle.prepare_tools(cache)
+    except SystemExit:
+        pytest.skip("the builder's tools cannot be fetched: is there a network?")
     return cache
 
 

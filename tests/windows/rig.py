@@ -67,7 +67,7 @@ class Rig:
         variables = {
             "PATH": "/usr/bin:/bin", "HOME": "/root", "XDG_RUNTIME_DIR": "/tmp", "WINEPREFIX": "/lab/prefix",
             "WINEARCH": "win64", "WINEDEBUG": "-all", "LC_ALL": LOCALES[page], "WINEPATH": r"Z:\lab\shims",
-            "WINEDLLOVERRIDES": f"mscoree,mshtml,winedbg.exe,winemenubuilder.exe=;ucrtbase=n,b;{hidden}=n",
+            "WINEDLLOVERRIDES": f"mscoree,mshtml,winedbg.exe,winemenubuilder.exe=;ucrtbase,certutil.exe=n,b;{hidden}=n",
             "KMP_AFFINITY": "disabled",  # libiomp cannot make out wine's processors
             **(env or {}),
         }  # fmt: skip
@@ -208,9 +208,11 @@ def compile_for_windows(target: Path, *sources: Path, options: tuple[str, ...] =
 
 def zig(*arguments: str) -> None:
     """Run the compiler that tools/build_bundle.py uses too."""
-    env = {**os.environ, "ZIG_GLOBAL_CACHE_DIR": str(bundle_cache() / "zig"), "PYTHONPATH": os.pathsep.join(sys.path)}
-    subprocess.run([sys.executable, "-m", "ziglang", *arguments], check=True, env=env, stdout=subprocess.PIPE,
-                   stderr=subprocess.STDOUT, text=True)  # fmt: skip
+    from tools.bundle_kernels import zig as program
+
+    env = {**os.environ, "ZIG_GLOBAL_CACHE_DIR": str(bundle_cache() / "zig")}
+    command = [str(program()), *arguments]
+    subprocess.run(command, check=True, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 if __name__ == "__main__":

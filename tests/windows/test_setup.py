@@ -14,6 +14,7 @@ from tests.windows.bundle import Bundle, Running, kept_window
 from tests.windows.conftest import unpack
 
 SETUP = "setup_offline.bat"
+UTF8 = 65001
 NOWHERE = "http://127.0.0.1:9/simple"  # the port "discard": nobody answers
 
 
@@ -109,6 +110,16 @@ def test_library_that_a_virus_scanner_took_is_named(bundle):
     assert done.returncode == 2 and "setup_offline.bat" in done.stdout and "Traceback" not in done.stdout, done.stdout
 
 
+def test_python_that_a_virus_scanner_broke(bundle):
+    kept = bundle.rig.lab / "python311.dll"
+    (bundle.python / "python311.dll").rename(kept)
+    try:
+        done = bundle.run("start_small_vram.bat", "--model", "demo", page=UTF8)
+    finally:
+        kept.rename(bundle.python / "python311.dll")
+    assert done.returncode == 1 and kept_window(done.stdout) and "请先双击 setup_offline.bat" in done.stdout
+
+
 def test_build_of_pytorch_for_the_gpu(rig, archive, full_index, tmp_path):
     """The CPU bundle on a machine with a GPU. The build for CUDA is a tiny one here, of the right name."""
     bundle = unpack(rig, archive, "显卡")
@@ -130,8 +141,6 @@ def test_build_of_pytorch_for_the_gpu(rig, archive, full_index, tmp_path):
 
 # Without Python, where the .bat files themselves have something to say. wine's chcp changes nothing: the
 # code page of these texts is that of the whole Windows
-
-UTF8 = 65001
 CURL = 'curl "$@"'
 TAR = 'bsdtar "$@"'
 CERTUTIL = 'echo "SHA256 hash of $2:"; sha256sum "$2" | cut -c1-64; echo "CertUtil: -hashfile command completed"'
@@ -141,17 +150,17 @@ CERTUTIL = 'echo "SHA256 hash of $2:"; sha256sum "$2" | cut -c1-64; echo "CertUt
 def windows_10(rig):
     """Three programs of Windows 10 that wine lacks; the first two are the same programs on Linux."""
     scripts = {"curl": CURL, "tar": TAR, "certutil": CERTUTIL}
-    kept = (rig.system32 / "certutil.exe").read_bytes()
     for name, script in scripts.items():
         rigs.compile_for_windows(rig.system32 / f"{name}.exe", rigs.HERE / "programs" / "unix.c")
         path = rig.system32 / f"{name}.sh"
-        path.write_text(f"#!/bin/sh\n{script}\necho $? > '/lab/{(rig.system32 / name).relative_to(rig.lab)}.rc'\n")
+        inside = f"/lab/{(rig.system32 / name).relative_to(rig.lab)}"
+        path.write_text(f"#!/bin/sh\n{{ {script}; }} > {inside}.out\n"
+                        f"echo $? > {inside}.new\nmv {inside}.new {inside}.rc\n")  # fmt: skip
         path.chmod(0o755)
     yield
     for name in scripts:
         for path in rig.system32.glob(f"{name}.*"):
             path.unlink()
-    (rig.system32 / "certutil.exe").write_bytes(kept)
 
 
 @pytest.fixture

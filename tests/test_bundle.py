@@ -1,0 +1,233 @@
+"""The parts of tools/build_bundle.py, with tiny wheels; tests/windows builds and runs the real bundle."""
+
+import http.server
+import json
+import os
+import re
+import shutil
+import threading
+import zipfile
+
+import pytest
+from packaging.requirements import Requirement
+
+from system import embedded
+from system.repair import forget_half_installed
+from tests.conftest import ROOT
+from tests.wheels import make_wheel
+from tools import build_bundle, bundle_files, bundle_packages, bundle_python
+
+LOCK = ROOT / "system" / "windows-lock.txt"
+PINS = dict(re.findall(r"^([\w.-]+)==(\S+)", LOCK.read_text(encoding="utf-8"), re.MULTILINE))
+
+
+def test_lock_is_what_requirements_ask_for():
+    windows = {"sys_platform": "win32", "python_version": "3.11", "platform_system": "Windows"}
+    for line in (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines():
+        if text := line.partition("#")[0].strip():
+            wanted = Requirement(text)
+            if not wanted.marker or wanted.marker.evaluate(windows):
+                pin = PINS[wanted.name.lower().replace("_", "-")]
+                assert wanted.specifier.contains(pin), f"{text}: run tools/lock_windows.py"
+    assert {"pip", "msvc-runtime", "colorama"} <= PINS.keys()
+    assert all(embedded.pinned(LOCK, name)[1] for name in PINS)
+
+
+# wheels
+
+
+@pytest.fixture
+def wheels(tmp_path):
+    """A package with a licence, a program, a DLL beside python.exe, and its lock."""
+    folder = tmp_path / "wheels"
+    make_wheel(folder, "one", "1", more={
+        "one-1.dist-info/licenses/deep/LICENSE.txt": "do what you like",
+        "one-1.dist-info/entry_points.txt": "[console_scripts]\none = one:main\n",
+        "one-1.data/data/one.dll": "library",
+        "one-1.data/data/Scripts/one.dll": "library",
+        "one-1.data/scripts/tool.py": "#!python\n",
+    }, metadata="License-Expression: MIT\n")  # fmt: skip
+    return folder
+
+
+def test_wheels_are_unpacked_as_pip_would_for_windows(wheels, tmp_path):
+    python = tmp_path / "python"
+    (package,) = bundle_packages.unpack(wheels.glob("*.whl"), python)
+    files = {path.relative_to(python).as_posix() for path in python.rglob("*") if path.is_file()}
+    info = "Lib/site-packages/one-1.dist-info/"
+    assert files == {"one.dll", "Lib/site-packages/one.py", *(info + name for name in (
+        "METADATA", "WHEEL", "RECORD", "INSTALLER", "entry_points.txt"))}  # fmt: skip
+    assert (package.name, package.version, package.licence) == ("one", "1", "MIT")
+    assert b"do what you like" in package.text
+    assert "\n../../one.dll,sha256=" in "\n" + (python / info / "RECORD").read_text()
+    forget_half_installed(python / "Lib" / "site-packages")
+    assert (python / info).is_dir(), "setup takes it for whole"
+    (python / "one.dll").unlink()
+    forget_half_installed(python / "Lib" / "site-packages")
+    assert not (python / info).exists(), "and sees what is missing"
+
+
+def test_wheel_that_does_not_fit_its_record_is_refused(wheels, tmp_path):
+    (wheel,) = wheels.glob("*.whl")
+    with zipfile.ZipFile(wheel, "a") as archive:
+        archive.writestr("smuggled.py", "")
+    with pytest.raises(ValueError, match="smuggled"):
+        bundle_packages.unpack([wheel], tmp_path / "python")
+
+
+def test_wheels_are_known_by_their_hash(wheels, tmp_path, monkeypatch):
+    (wheel,) = wheels.glob("*.whl")
+    digest = build_bundle._sha256(wheel)
+    lock = tmp_path / "lock.txt"
+    lock.write_text(f"one==1 \\\n    --hash=sha256:{'0' * 64} \\\n    --hash=sha256:{digest}\n")
+    assert bundle_packages.fetch(lock, wheels) == [wheel]
+    assert bundle_packages.fetch(lock, wheels, without=["one"]) == []
+    lock.write_text(f"one==1 --hash=sha256:{'0' * 64}\n")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", wheels.as_uri())
+    with pytest.raises(SystemExit):
+        bundle_packages.fetch(lock, tmp_path / "other")
+
+
+# files and the zip
+
+
+def fill(folder):
+    (folder / "系统").mkdir(parents=True)
+    (folder / "系统" / "启动.bat").write_bytes(b"@echo off\r\n")
+    (folder / "b.safetensors").write_bytes(bytes(1000))
+    (folder / "a.txt").write_text("a" * 1000)
+
+
+def test_same_files_give_the_same_zip(tmp_path):
+    for name, when in (("one", 1_600_000_000), ("two", 1_700_000_000)):
+        fill(tmp_path / name)
+        for path in (tmp_path / name).rglob("*"):
+            os.utime(path, (when, when))
+            path.chmod(0o700 if name == "one" else 0o755)
+        bundle_files.write_manifest(tmp_path / name, {"build": "cpu"})
+        bundle_files.write_zip(tmp_path / name, tmp_path / f"{name}.zip")
+    assert (tmp_path / "one.zip").read_bytes() == (tmp_path / "two.zip").read_bytes()
+    with zipfile.ZipFile(tmp_path / "one.zip") as made:
+        assert made.testzip() is None
+        assert made.namelist() == [f"chatglm-portable/{name}" for name in (
+            "a.txt", "b.safetensors", "manifest.json", "系统/启动.bat")]  # fmt: skip
+        kinds = {item.filename.rpartition("/")[2]: item.compress_type for item in made.infolist()}
+        manifest = json.loads(made.read("chatglm-portable/manifest.json"))
+    assert kinds["b.safetensors"] == zipfile.ZIP_STORED and kinds["a.txt"] == zipfile.ZIP_DEFLATED
+    assert manifest["build"] == "cpu" and manifest["longest_path"] == len("b.safetensors")
+    assert manifest["files"]["a.txt"] == build_bundle._sha256(tmp_path / "one" / "a.txt")
+
+
+def test_project_without_tests_and_with_line_ends_of_windows(tmp_path):
+    bundle_files.copy_project(tmp_path)
+    assert (tmp_path / "server" / "serve.py").is_file() and (tmp_path / "THUDM" / "demo" / "config.json").is_file()
+    assert not (tmp_path / "tests").exists() and not (tmp_path / "tools").exists()
+    bats = list(tmp_path.rglob("*.bat"))
+    assert len(bats) >= 6 and all(path.read_bytes().endswith(b"\r\n") for path in bats)
+
+
+@pytest.mark.parametrize("name", ["chatglm2-6b", "我的模型"])
+def test_model_inside(tmp_path, name):
+    source = tmp_path / name
+    shutil.copytree(ROOT / "THUDM" / "demo", source)
+    (source / "quantized").mkdir()
+    (source / "quantized" / "cache").touch()
+    (source / ".git").mkdir()
+    (source / ".git" / "config").touch()
+    bundle_files.copy_model(source, tmp_path / "bundle")
+    inside = {path.name for path in (tmp_path / "bundle" / "THUDM" / name).rglob("*")}
+    assert {"config.json", "model.safetensors", "tokenizer.model"} <= inside and not {"cache", "config"} & inside
+    config = tmp_path / "bundle" / "config.toml"
+    assert config.exists() == (name != "chatglm2-6b")
+    if config.exists():
+        from server.config import parse
+
+        assert parse([], env={}, root=tmp_path / "bundle").model == name
+
+
+def test_incomplete_model_is_refused(tmp_path):
+    shutil.copytree(ROOT / "THUDM" / "demo", tmp_path / "model")
+    (tmp_path / "model" / "tokenizer.model").unlink()
+    with pytest.raises(SystemExit, match=r"tokenizer\.model"):
+        bundle_files.copy_model(tmp_path / "model", tmp_path / "bundle")
+
+
+def test_python_with_wrong_bytes_is_refused(tmp_path):
+    (tmp_path / "python.zip").write_bytes(b"not Python")
+    with pytest.raises(SystemExit, match=embedded.SHA256):
+        bundle_python.obtain(str(tmp_path / "python.zip"), tmp_path)
+
+
+def test_torch_wheel_of_another_build_is_refused(tmp_path):
+    make_wheel(tmp_path, "torch", "2.0+cu126")
+    with pytest.raises(SystemExit):
+        build_bundle._options(["--build", "cu130", "--torch", str(next(tmp_path.glob("*.whl")))])
+    with pytest.raises(SystemExit):
+        build_bundle._options(["--torch", "x.whl"])
+
+
+# Python in the bundle
+
+
+def test_paths_are_written_once(tmp_path):
+    assert embedded.write_paths(tmp_path) and not embedded.write_paths(tmp_path)
+    (tmp_path / embedded.PTH).write_text("python311.zip\n.\nimport site\n")
+    assert embedded.write_paths(tmp_path)
+    lines = (tmp_path / embedded.PTH).read_bytes().split(b"\r\n")
+    assert b"..\\.." in lines and b"import site" not in lines and lines[-1] == b""
+
+
+@pytest.fixture
+def pip_index(tmp_path):
+    """An index that has a package called pip, laid out as mirrors do it."""
+    make_wheel(tmp_path / "files", "pip", "9")
+    (tmp_path / "simple" / "pip").mkdir(parents=True)
+    page = "".join(f'<a href="../../files/pip-{n}-py3-none-any.whl#sha256=0">{n}</a>' for n in (8, 9))
+    (tmp_path / "simple" / "pip" / "index.html").write_text(page)
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *request):
+            super().__init__(*request, directory=str(tmp_path))
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/simple"
+    server.shutdown()
+    server.server_close()
+
+
+def test_pip_comes_from_the_users_index(pip_index, tmp_path, monkeypatch):
+    monkeypatch.setenv("PIP_INDEX_URL", pip_index)
+    lock = tmp_path / "lock.txt"
+    lock.write_text(f"pip==9 \\\n    --hash=sha256:{'0' * 64}\n")
+    with pytest.raises(LookupError, match="SHA-256"):
+        embedded.add_pip(tmp_path / "python", lock, tmp_path / "none")
+    assert not list((tmp_path / "python").rglob("*.py*")), "nothing of what has the wrong hash"
+    digest = build_bundle._sha256(tmp_path / "files" / "pip-9-py3-none-any.whl")
+    lock.write_text(f"pip==9 --hash=sha256:{digest}\n")
+    embedded.add_pip(tmp_path / "python", lock, tmp_path / "none")
+    assert {path.name for path in (tmp_path / "python/Lib/site-packages").iterdir()} == {"pip.py", "pip-9.dist-info"}
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/")
+    embedded.add_pip(tmp_path / "again", lock, tmp_path / "files")
+    with pytest.raises(OSError):
+        embedded.add_pip(tmp_path / "again", lock, tmp_path / "none")
+
+
+def test_index_is_the_one_that_pip_would_ask(tmp_path):
+    assert embedded.package_index({}).startswith("https://")
+    assert embedded.package_index({"PIP_INDEX_URL": "http://a/simple"}) == "http://a/simple"
+    (tmp_path / "pip").mkdir()
+    (tmp_path / "pip" / "pip.ini").write_text("\ufeff[global]\nindex-url = http://b/simple%20x\n", encoding="utf-8")
+    assert embedded.package_index({"APPDATA": str(tmp_path)}) == "http://b/simple%20x"
+    (tmp_path / "pip" / "pip.ini").write_text("no section\n")
+    assert embedded.package_index({"APPDATA": str(tmp_path)}) == embedded.package_index({})
+
+
+def test_folder_that_is_too_deep(tmp_path):
+    assert embedded.path_excess(tmp_path) == 0
+    (tmp_path / "manifest.json").write_text(json.dumps({"longest_path": 259 - len(str(tmp_path))}))
+    assert embedded.path_excess(tmp_path) == 1
