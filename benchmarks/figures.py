@@ -34,7 +34,9 @@ class Figure:
     def row(self) -> str:
         peer, ratio = "", ""
         if self.peer:
-            peer, ratio = spread(self.peer), digits(statistics.median(self.ours) / statistics.median(self.peer))
+            # of each round: what the machine does changes between rounds
+            ratios = [ours / peer for ours, peer in zip(self.ours, self.peer, strict=True)]
+            peer, ratio = spread(self.peer), spread(ratios)
         return f"| {self.title} | {spread(self.ours)} | {peer} | {ratio} |"
 
 

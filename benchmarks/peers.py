@@ -7,8 +7,9 @@
 ``--parts engine``: decoding and prompt reading, our engine in a process of its own against llama-bench. ``--parts
 server``: 1, 4 and 8 streaming clients of our server and of llama-server, and the next round of a long conversation.
 Before each round the read bandwidth is measured. Each cell is the median of the rounds, in brackets the smallest and
-the largest; the last column divides the medians. Only one side computes at a time; what anybody else, the resting side
-included, took of the machine meanwhile is said below each table. Other options go to our server (--dtype ...). Linux.
+the largest; the last column is that of each round's ratio. Only one side computes at a time; what anybody else, the
+resting side included, took of the machine meanwhile is said below each table. Other options go to our server (--dtype
+...). Linux.
 """
 
 from __future__ import annotations

@@ -27,6 +27,7 @@ from server.core import Message
 from server.engine.kv_cache import KVCache
 from server.kernels.cpu_ops import CpuOps
 from server.kernels.ops import Ops
+from server.kernels.quantize import GROUP_SIZE
 from server.kernels.torch_ops import TorchOps
 from server.models.base import ForwardBatch, Segment
 from server.models.loader import LoadedModel, load_model
@@ -34,7 +35,13 @@ from tools.demo_data import load_entries
 
 DEMO = Path(__file__).resolve().parent.parent / "THUDM" / "demo"
 RoundTrip = Callable[[torch.Tensor], torch.Tensor]
+BitsOfRow = Callable[[int], float]  # what so many weights of a row take
 OUTPUT = "output_layer"
+
+
+class Format(NamedTuple):
+    there_and_back: RoundTrip
+    bits_of_row: BitsOfRow
 
 
 class Text(NamedTuple):
@@ -72,18 +79,41 @@ def changed(folder: Path, there_and_back: RoundTrip, output: RoundTrip) -> Loade
     return model
 
 
+def bits_per_weight(model: LoadedModel, layers: BitsOfRow, output: BitsOfRow) -> float:
+    """Mean over all matrices."""
+    size = bits = 0.0
+    for name, module in model.network.named_modules():
+        if isinstance(module, nn.Linear):
+            rows, columns = module.weight.shape
+            size += rows * columns
+            bits += rows * (output if name.endswith(OUTPUT) else layers)(columns)
+    return bits / size
+
+
 def variants(folder: Path, threads: int) -> Iterator[tuple[str, float, LoadedModel]]:
-    """(name, bits per weight of the layers, model)."""
-    yield "float32", 32, load(folder, TorchOps())
-    yield "llama.cpp Q4_0, weights", 4.5, changed(folder, q4_0, q4_0)
-    yield "llama.cpp Q4_0, output matrix Q8_0, weights", 4.5, changed(folder, q4_0, q8_0)
-    yield "**int4 here**, weights", 4.13, changed(folder, lambda w: ours(w, 4), lambda w: ours(w, 4))
-    mixed = changed(folder, lambda w: ours(w, 4), lambda w: ours(w, 8))
-    yield "**int4 here**, output matrix int8, weights", 4.13, mixed
-    yield "**int4 here**, kernels", 4.13, load(folder, CpuOps(threads), 4)
-    yield "llama.cpp Q8_0, weights", 8.5, changed(folder, q8_0, q8_0)
-    yield "**int8 here**, weights", 8.5, changed(folder, lambda w: ours(w, 8), lambda w: ours(w, 8))
-    yield "**int8 here**, kernels", 8.5, load(folder, CpuOps(threads), 8)
+    """(name, bits per weight, model)."""
+    exact = load(folder, TorchOps())
+    yield "float32", 32, exact
+    q4, q8 = Format(q4_0, lambda columns: 4.5 * columns), Format(q8_0, lambda columns: 8.5 * columns)
+    # 8 bits for each group's scale, and 32 for the row's
+    int4 = Format(lambda w: ours(w, 4), lambda columns: 4 * columns + 8 * math.ceil(columns / GROUP_SIZE[4]) + 32)
+    int8 = Format(lambda w: ours(w, 8), lambda columns: 8 * columns + 16 * math.ceil(columns / GROUP_SIZE[8]))
+    rows = [
+        ("llama.cpp Q4_0, weights", q4, q4),
+        ("llama.cpp Q4_0, output matrix Q8_0, weights", q4, q8),
+        ("**int4 here**, weights", int4, int4),
+        ("**int4 here**, output matrix int8, weights", int4, int8),
+        ("**int4 here**, kernels", int4, int4),
+        ("llama.cpp Q8_0, weights", q8, q8),
+        ("**int8 here**, weights", int8, int8),
+        ("**int8 here**, kernels", int8, int8),
+    ]
+    for name, layers, output in rows:
+        bits = bits_per_weight(exact, layers.bits_of_row, output.bits_of_row)
+        if name.endswith("kernels"):
+            yield name, bits, load(folder, CpuOps(threads), 4 if layers is int4 else 8)
+        else:
+            yield name, bits, changed(folder, layers.there_and_back, output.there_and_back)
 
 
 @torch.inference_mode()

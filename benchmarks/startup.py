@@ -3,8 +3,8 @@
     python -m benchmarks.startup --model demo
     python -m benchmarks.startup --model THUDM/random-chatglm2-6b -q 4
 
-The real server in a process of its own, and one request over HTTP for one token. Other options go to the server. The
-first start of a large model quantizes it and is not counted: start it once before. Linux.
+``python -m server`` in a process of its own, and one request over HTTP for one token. Other options go to the server.
+One more start comes first and is not counted: it may quantize the model. Linux.
 """
 
 from __future__ import annotations

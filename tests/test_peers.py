@@ -125,7 +125,7 @@ def test_sides_take_turns_with_the_same_seed():
 
 def test_cells():
     row = Figure("t", [10.0, 12.0, 11.0], [4.0, 4.4, 4.1]).row()
-    assert row == "| t | 11.0 (10.0-12.0) | 4.10 (4.00-4.40) | 2.68 |"
+    assert row == "| t | 11.0 (10.0-12.0) | 4.10 (4.00-4.40) | 2.68 (2.50-2.73) |"
     assert Figure("t", [0.01234]).row() == "| t | 0.0123 |  |  |"
     assert (digits(1234.5), digits(0), digits(99.96), spread([5])) == ("1234", "0", "100.0", "5.00")
 

@@ -10,8 +10,8 @@ from server.models.base import KVShape, Segment
 class KVCache:
     """``slots`` stretches of ``capacity`` tokens each, for all layers.
 
-    A contiguous slot per sequence needs no paged attention kernel, which neither Windows nor a CPU has; callers only
-    use ``update`` and ``copy``, so pages could replace slots. ``prefix`` is a P-tuning v2 prefix (keys, values), each
+    A contiguous slot per sequence needs no paged attention kernel, which neither Windows nor a CPU has. ``keys`` and
+    ``values`` as in ``models.base.KVCache``. ``prefix`` is a P-tuning v2 prefix (keys, values), each
     [layers, n, groups, head_dim]: it stands in front of every slot and is not counted in any token number.
     """
 

@@ -22,7 +22,7 @@ class _Segment(ctypes.Structure):
     _fields_ = [(name, ctypes.c_int64) for name in ("first_row", "length", "start", "slot")]
 
 
-_SIZES = ("layer_count", "segment_count", "rows", "hidden", "heads", "groups", "dim", "pairs")
+_SIZES = ("layer_count", "segment_count", "rows", "heads", "groups", "dim", "pairs")
 _STRIDES = ("layer_stride", "slot_stride", "group_stride")
 _SPACE = ("fused", "attended", "inner", "quantized", "x_scales", "x_offsets")
 
@@ -61,6 +61,7 @@ class CpuDecoder:
         keys: torch.Tensor,
         values: torch.Tensor,
     ) -> torch.Tensor | None:
+        self._check(x, cos_sin, segments, keys)
         floats = x.dtype == cos_sin.dtype == torch.float32
         halves = keys.dtype == values.dtype == torch.float16 and keys.stride() == values.stride()
         if not floats or not halves or keys.stride()[3:] != (keys.shape[4], 1):
@@ -70,7 +71,7 @@ class CpuDecoder:
         heads, groups, dim = first.heads, first.groups, first.head_dim
         fused, attended = x.new_empty(rows, heads + 2 * groups, dim), x.new_empty(rows, heads, dim)
         inner, space = x.new_empty(rows, first.h_to_4h.out_features), Activations(rows, self._widest)
-        sizes = (len(self._array), len(segments), rows, x.shape[1], heads, groups, dim, pairs)
+        sizes = (len(self._array), len(segments), rows, heads, groups, dim, pairs)
         pointers = (tensor.data_ptr() for tensor in (x, cos_sin, keys, values))
         scratch = (tensor.data_ptr() for tensor in (fused, attended, inner))
         places, row = (_Segment * len(segments))(), 0
@@ -82,6 +83,22 @@ class CpuDecoder:
         )
         self._call(ctypes.byref(arguments))
         return x
+
+    def _check(
+        self, x: torch.Tensor, cos_sin: torch.Tensor, segments: Sequence[tuple[int, int, int]], keys: torch.Tensor
+    ) -> None:
+        """The kernels write where they are told: a place outside the cache must be an error before."""
+        first, rows = self._first, len(x)
+        layers, slots, groups, places, dim = keys.shape
+        if (layers, groups, dim) != (len(self._array), first.groups, first.head_dim):
+            raise ValueError(f"keys {list(keys.shape)} are not of {len(self._array)} such layers")
+        if x.shape[1] != len(first.input_norm) or len(cos_sin) != rows or 2 * cos_sin.shape[1] > dim:
+            raise ValueError(f"{list(x.shape)} rows with angles {list(cos_sin.shape)}")
+        if sum(length for *_, length in segments) != rows:
+            raise ValueError(f"{rows} rows for segments of {[length for *_, length in segments]}")
+        for slot, start, length in segments:
+            if not 0 <= slot < slots or start < 0 or length < 0 or start + length > places:
+                raise ValueError(f"{length} rows behind {start} in slot {slot} of {slots}, which has {places} places")
 
 
 def _layer(layer: DecoderLayer, bias: torch.Tensor | None) -> _Layer:

@@ -67,7 +67,8 @@ class Decoder(Protocol):
         keys: torch.Tensor,
         values: torch.Tensor,
     ) -> torch.Tensor | None:
-        """x [T, hidden] behind the last layer, and its keys and values stored; None for dtypes that this cannot take.
+        """x [T, hidden] behind the last layer, and its keys and values stored; None for a dtype or layout that this
+        cannot take. Raises ValueError for places that the cache does not have.
 
         ``cos_sin`` as for ``Ops.rotary_interleaved``. Each of ``segments`` is (slot, start, length): as many rows of x
         stand behind ``start`` others in that slot. ``keys`` and ``values``: [layers, slots, groups, places, head_dim].

@@ -12,6 +12,15 @@ from server.quant.linear import QuantLinear
 # hidden size, heads, key and value heads, values per head, inner size; sizes that no block divides, and real ones
 SHAPES = [(40, 6, 2, 20, 50), (64, 4, 1, 16, 176), (256, 32, 2, 128, 130), (72, 3, 3, 24, 64)]
 
+# a prompt, a token each behind some others, chunks beside each other, more rows than the kernels take at once, none
+STEPS = [
+    [Segment(0, 0, 5)],
+    [Segment(2, 7, 1), Segment(0, 5, 1)],
+    [Segment(1, 0, 11), Segment(0, 6, 3)],
+    [Segment(0, 9, 70), Segment(2, 8, 1)],
+    [Segment(1, 11, 0)],
+]
+
 
 def encoder(ops, random, shape, bits, bias=True):
     hidden, heads, groups, dim, inner = shape
@@ -27,7 +36,7 @@ def encoder(ops, random, shape, bits, bias=True):
     return made
 
 
-def kv_cache(random, shape, places=32, prefix=3, dtype=torch.float16):
+def kv_cache(random, shape, places=80, prefix=3, dtype=torch.float16):
     """Three slots behind a P-tuning prefix, all places holding what earlier sequences left."""
     _, _, groups, dim, _ = shape
     parts = tuple(random(3, prefix, groups, dim) for _ in range(2))
@@ -57,8 +66,7 @@ def test_one_call_is_layer_after_layer(cpu, random, shape, bits):
     copy = kv_cache(random, shape)
     copy.keys, copy.values = cache.keys.clone(), cache.values.clone()
     rotary = Rotary(shape[3] // 2)
-    # a token each behind some others, then a chunk of a prompt, beside them; the order of the slots does not matter
-    for segments in [[Segment(0, 0, 5)], [Segment(2, 7, 1), Segment(0, 5, 1)], [Segment(1, 0, 11), Segment(0, 6, 3)]]:
+    for segments in STEPS:
         x = random(sum(segment.length for segment in segments), shape[0])
         positions = torch.cat([torch.arange(s.start, s.start + s.length) for s in segments])
         given = x.clone()
@@ -88,10 +96,24 @@ def test_what_it_does_not_take_is_computed_layer_by_layer(cpu, random):
     shape = SHAPES[1]
     made, cache = encoder(cpu, random, shape, 8), kv_cache(random, shape, dtype=torch.float32)
     x, cos_sin, segments = random(2, shape[0]), Rotary(8).cos_sin(torch.arange(2)), [Segment(0, 0, 2)]
-    expected = one_by_one(made, x, cos_sin, segments, kv_cache(random, shape, dtype=torch.float32))
+    copy = kv_cache(random, shape, dtype=torch.float32)
+    copy.keys, copy.values = cache.keys.clone(), cache.values.clone()
     assert made._decoder(x, cos_sin, [(0, 3, 2)], cache.keys, cache.values) is None
-    actual = made(x, cos_sin, segments, cache)
-    assert actual.shape == expected.shape and actual.isfinite().all()
+    assert torch.equal(made(x, cos_sin, segments, cache), one_by_one(made, x, cos_sin, segments, copy))
+
+
+BEYOND = [[(0, 80, 4)], [(3, 3, 4)], [(-1, 3, 4)], [(0, -1, 4)], [(0, 3, 3)], [(0, 3, 5), (1, 3, -1)]]
+
+
+@pytest.mark.parametrize("segments", BEYOND, ids=str)
+@torch.inference_mode()
+def test_nothing_is_written_beside_the_cache(cpu, random, segments):
+    shape = SHAPES[1]
+    made, cache = encoder(cpu, random, shape, 4), kv_cache(random, shape)  # 3 slots of 3 + 80 places
+    before = cache.keys.clone()
+    with pytest.raises(ValueError, match=r"rows|places"):
+        made._decoder(random(4, shape[0]), Rotary(8).cos_sin(torch.arange(4)), segments, cache.keys, cache.values)
+    assert torch.equal(cache.keys, before)
 
 
 def test_one_matrix_that_is_not_quantized_is_enough_to_leave_it(cpu, random):

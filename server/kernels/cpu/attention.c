@@ -58,8 +58,7 @@ static ALWAYS_INLINE void attend_all(Block *b, const uint16_t *key, const uint16
         for (int64_t i = 0; i < dim; i++) b->y[r][i] = b->sums[r][i] / b->total[r];
 }
 
-/* How many blocks of rows there are, over all groups. */
-static inline int64_t attention_blocks(const Attention *a) {
+static int64_t attention_blocks(const Attention *a) {
     return a->groups * ((a->n * (a->heads / a->groups) + ROWS - 1) / ROWS);
 }
 

@@ -10,3 +10,7 @@ typedef struct {
     int64_t n, heads, groups, length, dim, stride, query_stride;
     int64_t context; /* the first keys, which every query sees */
 } Attention;
+
+/* How many blocks of rows there are, over all groups; they may be computed in any order. */
+static int64_t attention_blocks(const Attention *a);
+static void attend_block(const Attention *a, int64_t block);

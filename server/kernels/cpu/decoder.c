@@ -24,7 +24,7 @@ typedef struct {
     const Layer *layers;
     const Segment *segments;
     int64_t layer_count, segment_count, rows;
-    int64_t hidden, heads, groups, dim, pairs; /* pairs: of values of a head that are turned */
+    int64_t heads, groups, dim, pairs; /* pairs: of values of a head that are turned */
     float *x;             /* [rows][hidden], in and out */
     const float *cos_sin; /* [rows][pairs][2] */
     uint16_t *keys, *values;                        /* [layers][slots][groups][positions][dim] */

@@ -27,3 +27,5 @@ typedef struct {
 } Linear;
 
 enum { PLAIN, NORMED, GATED };
+
+static void linear(const Linear *m);
