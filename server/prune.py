@@ -36,9 +36,9 @@ def prune(config: Config, root: Path = ROOT) -> int:
     say = speaker(config)
     name = config.model or DEFAULT_MODEL
     if Path(name).name in SENTENCE.repositories or config.verify:
-        option = ("--verify", "--verify") if config.verify else ("句向量模型", "sentence models")
-        raise StartupError(f"--prune 不能用于{option[0]}：请去掉 --prune。",
-                           f"--prune is not for {option[1]}: leave it out.", param="prune")  # fmt: skip
+        what = ("和 --verify 一起用", "go with --verify") if config.verify else ("用于句向量模型", "do for sentence models")
+        raise StartupError(f"--prune 不能{what[0]}：请去掉 --prune。",
+                           f"--prune does not {what[1]}: leave --prune out.", param="prune")  # fmt: skip
     check_adapters(config)
     _check_place(locate(name, root, foreign=True), config, root)
     folder = ensure_edition(config, root, thorough=True)

@@ -52,8 +52,8 @@ def convert_once(folder: Path, files: Sequence[Path], least: int, progress: Prog
             convert(folder, files, spare=UNASKED_SPARE_BYTES, progress=progress)
     except NoRoom as error:
         log.info(
-            "没有转换权重：磁盘要有 %.1f GB，只剩 %.1f GB；照样能用，只是每次启动都要读 pickle。 / The weights were "
-            "not converted: that takes %.1f GB on the disk, %.1f GB are free; all works, but every start reads pickles.",
+            "没有转换权重：磁盘要有 %.1f GB，只剩 %.1f GB；照样能用，只是每次启动都要读 pickle。 / The weights "
+            "were not converted: that takes %.1f GB, %.1f GB are free; all works, but every start reads the pickles.",
             error.needed / 1e9, error.free / 1e9, error.needed / 1e9, error.free / 1e9,
         )  # fmt: skip
         return [*files]
