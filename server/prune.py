@@ -36,7 +36,9 @@ def prune(config: Config, root: Path = ROOT) -> int:
     say = speaker(config)
     name = config.model or DEFAULT_MODEL
     if Path(name).name in SENTENCE.repositories or config.verify:
-        what = ("和 --verify 一起用", "go with --verify") if config.verify else ("用于句向量模型", "do for sentence models")
+        what = ("用于句向量模型", "do for sentence models")
+        if config.verify:
+            what = ("和 --verify 一起用", "go with --verify")
         raise StartupError(f"--prune 不能{what[0]}：请去掉 --prune。",
                            f"--prune does not {what[1]}: leave --prune out.", param="prune")  # fmt: skip
     check_adapters(config)
