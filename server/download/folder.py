@@ -216,7 +216,7 @@ def _weights(folder: Path) -> list[Path]:
 
 
 def _missing_weights(folder: Path) -> list[str]:
-    if _has(folder, "model.safetensors"):  # which is read, whatever an index says
+    if read(whole_file(folder)):  # made of the shards that an index names, which need not be there
         return []
     lacking = [_absent_shards(folder, folder / index) for index in INDEXES if (folder / index).is_file()]
     if lacking:
