@@ -57,6 +57,10 @@ def _run_command(name: str, config: Config) -> int:
 
         return chat(config)
     if name == "download":
+        if config.prune:
+            from server.prune import prune
+
+            return prune(config)
         from server.download.command import download
 
         return download(config)

@@ -13,10 +13,11 @@ from server.config import ROOT, Config
 from server.core import Engine
 from server.download import SENTENCE, Origin, ensure_edition, ensure_model
 from server.download.folder import DEFAULT_MODEL, locate
+from server.download.pruned import choose_for
 from server.errors import StartupError
 from server.hardware import probe
 from server.models.generations import AUTO, TITLES, Told, check_folder, tell_folder
-from server.profiles import LaunchProfile, ModelShape, choose
+from server.profiles import LaunchProfile, ModelShape
 
 if TYPE_CHECKING:
     from server.engine.embedder import Embedder
@@ -30,7 +31,9 @@ def prepare(config: Config) -> tuple[Path, LaunchProfile]:
     check_folder(given, config.family)  # before asking for files that such a model has not
     check_model(given)
     folder = ensure_edition(config)
-    return folder, choose(probe(ROOT), with_prefix(ModelShape.from_folder(folder), config.ptuning), config)
+    return folder, choose_for(
+        folder, probe(ROOT), with_prefix(ModelShape.from_folder(folder), config.ptuning), config
+    )
 
 
 def build_engine(
@@ -46,7 +49,7 @@ def build_engine(
     from server.models.loader import load_model
 
     torch.set_num_threads(profile.threads)
-    ops = _build_ops(config, profile)
+    ops = build_ops(config, profile)
     with _progress_bar(config) as progress:
         model = load_model(
             folder,
@@ -73,7 +76,8 @@ def build_engine(
     return LocalEngine(model, settings, embedder)
 
 
-def _build_ops(config: Config, profile: LaunchProfile) -> Ops:
+def build_ops(config: Config, profile: LaunchProfile) -> Ops:
+    """What computes; says so where the CPU kernels were meant and cannot be had."""
     from server.kernels.build import NoKernels
     from server.kernels.cpu_ops import CpuOps
     from server.kernels.torch_ops import TorchOps

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+from collections.abc import Iterator
+from pathlib import Path
 from typing import IO
+
+PRIVATE = ".download"  # folder inside a model's, for the downloads' books and the lock
 
 
 def try_lock(file: IO[bytes]) -> bool:
@@ -21,3 +26,12 @@ def try_lock(file: IO[bytes]) -> bool:
     except OSError as error:  # other errors: a file system that knows no locks, where waiting would never end
         return error.errno not in (errno.EACCES, errno.EAGAIN, errno.EDEADLK)
     return True
+
+
+@contextlib.contextmanager
+def folder_lock(folder: Path) -> Iterator[bool]:
+    """Whether this program alone may write into a model's folder until the end of the block; raises OSError."""
+    private = folder / PRIVATE
+    private.mkdir(parents=True, exist_ok=True)
+    with (private / "lock").open("ab") as file:
+        yield try_lock(file)

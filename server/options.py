@@ -167,6 +167,10 @@ class Config:
         zh="只核对已有的文件（大小和 SHA-256），不下载；有问题时退出码是 1",
         en="only check the files that are there (size and SHA-256), download nothing; exit code 1 if any is wrong",
         commands=DOWNLOAD)
+    prune: bool = option(False, FLAG,
+        zh="下载后转换成这台电脑用的格式，核对无误后删掉原来的权重文件，腾出磁盘",
+        en="after the download convert the weights to what this machine uses, check that, and delete their originals",
+        commands=DOWNLOAD)
 
 
 ROWS = {row.name: row for row in dataclasses.fields(Config)}

@@ -30,13 +30,17 @@ ALLOWED = {
     "adapters": ({"core", "errors", *START}, set()),
     "hardware": ({"core", "errors", "kernels", *START}, {"psutil", "pynvml"}),
     "memory": (set(), {"psutil"}),
-    "download": ({"core", "errors", "file_lock", *START}, {"huggingface_hub", "httpx2", "tqdm"}),
+    "download": ({"core", "errors", "file_lock", "converted", *START}, {"huggingface_hub", "httpx2", "tqdm"}),
     "kernels": ({"kernels"}, {"torch", "numpy"}),
-    "quant": ({"quant", "kernels"}, {"torch", "numpy", "safetensors", "xxhash"}),
-    "models": ({"models", "kernels", "core", "errors"}, {"torch", "numpy", "safetensors", "sentencepiece"}),
+    "quant": ({"quant", "kernels", "converted"}, {"torch", "numpy", "safetensors", "xxhash"}),
+    "models": (
+        {"models", "kernels", "core", "errors", "converted", "file_lock"},
+        {"torch", "numpy", "safetensors", "sentencepiece", "xxhash"},
+    ),
     "engine": ({"engine", "models", "quant", "kernels", "config", "core", "errors"}, {"torch", "numpy"}),
     "api": ({"api", "core", "errors"}, {"flask", "flask_cors", "waitress", "werkzeug", *PYDANTIC}),
     "file_lock": (set(), set()),
+    "converted": (set(), {"xxhash"}),
     "spool": ({"spool", "file_lock", "core", "errors"}, set()),
     "assembly": (
         {"config", "profiles", "adapters", "hardware", "download", "engine", "models", "kernels", "core", "errors"},
@@ -46,11 +50,18 @@ ALLOWED = {
         {"assembly", "config", "profiles", "hardware", "download", "api", "spool", "running", "core", "errors"},
         {"waitress"},
     ),
+    "prune": (
+        {"assembly", "adapters", "models", "converted", "file_lock", "core", "errors", *START},
+        {"torch"},
+    ),
     "running": (set(), set()),
     "chat": ({"chat", "assembly", "config", "core", "errors"}, {"prompt_toolkit"}),
     # "system" is the project's folder of that name, whose modules need no packages either
-    "doctor": ({"doctor", "adapters", "kernels", "models", "core", "errors", *START}, {"psutil", "system"}),
-    "__main__": ({"serve", "chat", "download", "doctor", "config", "i18n", "errors"}, set()),
+    "doctor": (
+        {"doctor", "adapters", "converted", "kernels", "models", "core", "errors", *START},
+        {"psutil", "system"},
+    ),
+    "__main__": ({"serve", "chat", "download", "prune", "doctor", "config", "i18n", "errors"}, set()),
 }
 
 
@@ -115,6 +126,8 @@ def test_nobody_imports_tools_or_tests():
         ("server.engine.local", {"flask", "transformers", "waitress"}),
         ("server.engine.embedder", {"flask", "transformers", "huggingface_hub"}),
         ("server.spool.loop", {"torch", "flask", "pydantic"}),
+        ("server.prune", {"torch", "flask", "transformers", "huggingface_hub"}),
+        ("server.converted", {"torch", "numpy", "xxhash"}),
         ("server.assembly", {"torch", "transformers", "huggingface_hub"}),
         ("server.serve", {"torch", "flask", "transformers", "huggingface_hub"}),
         ("server.doctor", {"torch", "numpy", "psutil", "pydantic", "flask", "tqdm", "huggingface_hub"}),

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from server.converted import quantized_file
 from server.doctor import graphics, host, model, network, plan, port, runtime
 from server.doctor.children import ChildFailed, ask
 from server.doctor.machine import GPU_SECONDS, TORCH_SECONDS, Machine
@@ -85,7 +86,7 @@ def _disk(here: Machine) -> Result:
         folder, lacking = here.model()
         profile, shape = here.profile()
         missing = _download_size(here) if lacking else 0
-        if profile.kernels and not (folder / "quantized" / f"cpu-int{profile.bits}.safetensors").is_file():
+        if profile.kernels and not quantized_file(folder, profile.bits).is_file():
             kept = shape.weight_bytes(profile.bits, 2)
     except ServerError:
         pass

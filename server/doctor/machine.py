@@ -10,13 +10,15 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from server.adapters import with_prefix
 from server.config import ROOT, Config
+from server.converted import kept
 from server.doctor.children import ChildFailed, ask
 from server.download.editions import SHAPES, choose_edition, find_editions
 from server.download.folder import DEFAULT_MODEL, locate, missing_files
+from server.download.pruned import choose_for, wants_originals
 from server.errors import StartupError
 from server.footprint import ModelShape
 from server.hardware import GPU, Hardware, probe
-from server.profiles import LaunchProfile, choose
+from server.profiles import LaunchProfile
 
 GPU_SECONDS = 20.0
 TORCH_SECONDS = 100.0  # the first import after a download, from a slow disk under a virus scanner
@@ -91,12 +93,13 @@ class Machine:
             except StartupError:
                 name = editions.full
         folder = locate(name, self.root)
-        return Model(folder, missing_files(folder))
+        originals = bool(kept(folder)) and wants_originals(folder, self.hardware(), self.config)
+        return Model(folder, missing_files(folder, originals=originals))
 
     def _choose_profile(self) -> tuple[LaunchProfile, ModelShape]:
         """Raises StartupError where nothing fits or the model's shape is not known."""
         shape = self.shape()
-        return choose(self.hardware(), shape, self.config), shape
+        return choose_for(self.model().folder, self.hardware(), shape, self.config), shape
 
     def shape(self) -> ModelShape:
         """From the model's config.json, or as it is published."""

@@ -15,7 +15,7 @@ from server.adapters import check_adapters, check_model
 from server.config import Config
 from server.doctor.machine import Model
 from server.doctor.result import Complaint, Result, conclude, problem, warning
-from server.download.folder import incomplete, repositories
+from server.download.folder import converted_files, incomplete, repositories
 from server.models.generations import AUTO, TITLES, Told, check_folder, tell_folder
 from server.profiles import Note
 
@@ -37,7 +37,8 @@ def check_model_files(model: Model, config: Config, root: Path, size: int | None
     check_folder(folder, config.family)
     check_model(folder)
     files = {path.name: path.stat().st_size for path in sorted(folder.glob("*")) if path.is_file()}
-    facts: dict[str, Any] = {"folder": str(folder), "missing": missing, "files": files}
+    made = {file.path.relative_to(folder).as_posix(): file.path.stat().st_size for file in converted_files(folder)}
+    facts: dict[str, Any] = {"folder": str(folder), "missing": missing, "files": files, "converted": [*made]}
     if missing:
         return _incomplete(model, root, size, facts)
     damaged = {name: why for name in files if (why := damage(folder / name))}
@@ -47,15 +48,17 @@ def check_model_files(model: Model, config: Config, root: Path, size: int | None
     changed = [name for name, same in hashed.items() if not same]
     told = tell_folder(folder) if config.family == AUTO else Told(config.family)
     title = TITLES.get(told.family or "", "?")
-    total = f"{sum(files.values()) / 1e9:.2f} GB"
+    total = f"{sum({**files, **made}.values()) / 1e9:.2f} GB"
     facts |= {"damaged": damaged, "family": told.family, "hashed": hashed}
     sums = ("", "")
     if known:
         sums = (f"，SHA-256 核对了 {len(hashed)}/{len(known)} 个",
                 f", SHA-256 compared for {len(hashed)} of {len(known)}")  # fmt: skip
     whole = ("", "") if damaged else ("，齐全", ", complete")
-    said = Note(f"{folder}（{title}，{len(files)} 个文件，{total}{whole[0]}{sums[0]}）",
-                f"{folder} ({title}, {len(files)} files, {total}{whole[1]}{sums[1]})")
+    instead = (f"，权重在转换成的 {'、'.join(made)} 里", f", weights in the converted {', '.join(made)}")
+    instead = instead if made else ("", "")
+    said = Note(f"{folder}（{title}，{len({**files, **made})} 个文件，{total}{whole[0]}{instead[0]}{sums[0]}）",
+                f"{folder} ({title}, {len({**files, **made})} files, {total}{whole[1]}{instead[1]}{sums[1]})")
     complaints: list[Complaint] = []
     if damaged:
         listed = ", ".join(f"{name} ({why})" for name, why in damaged.items())

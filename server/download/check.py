@@ -8,10 +8,11 @@ import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from server.download.folder import is_pointer
+from server.converted import Converted, has_right_sums
+from server.download.folder import converted_files, is_pointer
 from server.download.plan import is_text
 from server.download.progress import Progress, readable
-from server.download.record import Record, hash_file
+from server.download.record import Record, Stopped, hash_file
 
 
 class State(enum.Enum):
@@ -74,6 +75,24 @@ def check_file(
         return State.RIGHT
     record.forget(name)
     return State.BROKEN
+
+
+def check_converted(folder: Path, stop: threading.Event) -> dict[str, State]:
+    """The files of weights that were made here, by their own sums: they have no published ones. Raises OSError."""
+
+    def advance(count: int) -> None:
+        if stop.is_set():
+            raise Stopped
+
+    return {
+        converted_name(file): State.RIGHT if has_right_sums(file, advance) else State.BROKEN
+        for file in converted_files(folder)
+    }
+
+
+def converted_name(file: Converted) -> str:
+    """The path within the model's folder."""
+    return file.path.relative_to(file.folder).as_posix()
 
 
 def _needs_hashing(folder: Path, name: str, size: int | None, sha256: str | None, *, again: bool = False) -> int:

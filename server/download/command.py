@@ -7,7 +7,7 @@ from pathlib import Path
 
 from server.config import ROOT, Config
 from server.download import failures, interrupts, web
-from server.download.check import Expected, State, check_files
+from server.download.check import Expected, State, check_converted, check_files, converted_name
 from server.download.editions import ensure_edition
 from server.download.fetch import Origin, ensure_model
 from server.download.folder import (
@@ -15,6 +15,7 @@ from server.download.folder import (
     DEFAULT_MODEL,
     SENTENCE,
     ModelKind,
+    converted_files,
     incomplete,
     is_superfluous,
     locate,
@@ -77,6 +78,9 @@ def _verify(config: Config, folder: Path, kind: ModelKind, root: Path) -> int:
         else:
             _say(config, f"{folder} 完好。", f"{folder} is complete and right.")
         return 0
+    made = [file.path for file in converted_files(folder) if converted_name(file) in wrong]
+    for path in made:
+        _say(config, f"{path} 是这里转换的，坏了就删掉它。", f"{path} was made here: delete it, since it is broken.")
     command = f"download {config.model or DEFAULT_MODEL}"
     _say(config, f"{folder} 有 {len(wrong)} 个文件缺少或损坏：执行 {command} 只下载这些。",
          f"{folder} has {len(wrong)} files that are missing or broken: {command} fetches just those.")  # fmt: skip
@@ -92,13 +96,16 @@ def _check(config: Config, folder: Path, kind: ModelKind, root: Path, stop: thre
                 if not is_superfluous(folder, name)}  # fmt: skip
     with failures.disk_failures(folder):
         states = check_files(folder, expected, stop, zh=config.language == "zh", again=True)
+        states |= check_converted(folder, stop)
     return states | dict.fromkeys(missing_files(folder, kind), State.ABSENT)
 
 
 def _expected(folder: Path) -> Expected:
     """Size and SHA-256 that files should have; every file of weights is in it."""
     record = Record(folder)
+    ours = [file.path.name for file in converted_files(folder)]
     there = [path.name for path in folder.iterdir() if record.published(path.name) or is_weights(path.name)]
+    there = [name for name in there if name not in ours]
     known = {name: (file.size, file.sha256) for name, file in known_files(folder.name).items()}
     return {"config.json": (None, None)} | {name: (None, record.published(name)) for name in there} | known
 

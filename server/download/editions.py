@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from server.config import ROOT, Config
+from server.converted import kept
 from server.download.fetch import Origin, download_size, ensure_model
 from server.download.folder import DEFAULT_MODEL, is_begun, is_published, locate, missing_files, repositories
 from server.download.progress import readable
+from server.download.pruned import check_can_be_had, wants_originals
 from server.download.sources import Source
 from server.errors import StartupError
 from server.footprint import ModelShape
@@ -60,6 +62,9 @@ _TOO_BIG = Note("官方的 int4 版{small_size}运行时多占一点内存，现
                 "The official int4 edition{small_size} runs in a little more memory than is free, so the full "
                 "model{full_size} is downloaded and quantized here; close other programs and start again, or use "
                 "--model {small} all the same.")  # fmt: skip
+_AGAIN = Note("原来的权重已经用 --prune 删掉，留下的不能这样运行，所以重新下载。",
+              "The original weights were deleted with --prune, and what was kept cannot run like this, so they are "
+              "downloaded again.")  # fmt: skip
 
 
 class Editions(NamedTuple):
@@ -104,9 +109,18 @@ def ensure_edition(config: Config, root: Path = ROOT, *, thorough: bool = False)
             sizes = {name: size, other: download_size(other, source, root=root)}
             print(_sentence(said, editions, sizes, config), flush=True)
 
-    origin = Origin(config.source, config.endpoint)
+    folder = locate(name, root, foreign=thorough)
+    if originals := bool(kept(folder)) and wants_originals(folder, probe(root), config):
+        check_can_be_had(folder, root, anywhere=thorough)
+        print(_AGAIN.zh if config.language == "zh" else _AGAIN.en, flush=True)
     return ensure_model(
-        name, origin=origin, root=root, language=config.language, announce=announce, thorough=thorough
+        name,
+        origin=Origin(config.source, config.endpoint),
+        root=root,
+        language=config.language,
+        announce=announce,
+        thorough=thorough,
+        originals=originals,
     )
 
 

@@ -17,6 +17,7 @@ from server.download.folder import (
     INDEXES,
     ModelKind,
     Repositories,
+    converted_files,
     incomplete,
     is_published,
     is_superfluous,
@@ -28,12 +29,12 @@ from server.download.manifest import known_files
 from server.download.plan import Wanted, choose_version, is_text, is_weights, largest, make_plan, wanted_files
 from server.download.probing import Supplier, find_suppliers
 from server.download.progress import Progress, readable
-from server.download.record import PRIVATE, Record, Stopped
+from server.download.record import Record, Stopped
 from server.download.sources import Source, choose_sources, find_listing, title
 from server.download.transfer import Exhausted, Transfer, part_of
 from server.download.web import SourceError
 from server.errors import StartupError
-from server.file_lock import try_lock
+from server.file_lock import PRIVATE, try_lock
 from server.hardware import disk_free
 from server.i18n import system_language
 
@@ -68,17 +69,18 @@ def ensure_model(
     language: str | None = None,
     announce: Announce | None = None,
     thorough: bool = False,
+    originals: bool = False,
 ) -> Path:
     """The folder of the model called ``name``, downloaded into ``root``/THUDM if it is not complete.
 
     A complete folder is taken as it is, without the network, unless the call is ``thorough``: then its files are
-    checked as well, any OWNER/MODEL of the hub may be named, and a known model may be completed anywhere. ``announce``
-    is called before a download, with the size of the whole model in bytes and the source that comes first. Raises
-    StartupError for an unknown name and for every way in which a download fails, ModelError for a folder of the user's
-    own that lacks files.
+    checked as well, any OWNER/MODEL of the hub may be named, and a known model may be completed anywhere. What stands
+    for deleted originals is enough unless ``originals`` are asked for. ``announce`` is called before a download, with
+    the size of the whole model in bytes and the source that comes first. Raises StartupError for an unknown name and
+    for every way in which a download fails, ModelError for a folder of the user's own that lacks files.
     """
     folder = locate(name, root, kind, foreign=thorough)
-    missing = missing_files(folder, kind)
+    missing = missing_files(folder, kind, originals=originals)
     names = repositories(folder, root, kind, anywhere=thorough)
     if not names and missing:
         raise incomplete(folder, missing, kind)
@@ -88,7 +90,9 @@ def ensure_model(
         names = names._replace(modelscope=())
     zh = (language or system_language()) == "zh"
     try:
-        interrupts.run(lambda stop: _Download(folder, kind, names, origin, announce, stop, zh=zh).run())
+        interrupts.run(
+            lambda stop: _Download(folder, kind, names, origin, announce, stop, zh=zh, originals=originals).run()
+        )
     except KeyboardInterrupt:
         raise failures.interrupted(folder) from None
     return folder
@@ -118,6 +122,7 @@ class _Download:
         stop: threading.Event,
         *,
         zh: bool,
+        originals: bool,
     ):
         self._folder = folder
         self._kind = kind
@@ -126,6 +131,7 @@ class _Download:
         self._announce = announce
         self._stop = stop
         self._zh = zh
+        self._originals = originals
         self._known = known_files(folder.name)
         self._suppliers: list[Supplier] = []  # the best first
 
@@ -135,7 +141,7 @@ class _Download:
                 return
             if stack.enter_context(self._lock()) and self._is_right_without_asking():
                 return
-            plan = make_plan(self._suppliers, self._known, self._kind, self._folder)
+            plan = self._plan()
             self._refuse_if_lacking(file.name for file in plan)
             if self._announce:
                 self._announce(sum(file.size for file in plan), self._suppliers[0].source)
@@ -145,7 +151,7 @@ class _Download:
             self._check_disk(left)
             self._tell(left, len(plan) - len(left))
             self._fetch(left, client)
-        if missing := missing_files(self._folder, self._kind):
+        if missing := self._missing():
             raise failures.lacks_files(self._folder, missing, [supplier.source for supplier in self._suppliers])
 
     def _say(self, zh: str, en: str) -> None:
@@ -167,14 +173,22 @@ class _Download:
                     raise Stopped
             yield waits
 
+    def _missing(self) -> list[str]:
+        return missing_files(self._folder, self._kind, originals=self._originals)
+
+    def _plan(self) -> list[Wanted]:
+        return make_plan(self._suppliers, self._known, self._kind, self._folder, originals=self._originals)
+
     def _is_right_without_asking(self) -> bool:
         """Whether everything is there, and right by what is known here."""
-        if missing_files(self._folder, self._kind):
+        if self._missing():
             return False
         record = Record(self._folder)
-        weights = [path.name for path in self._folder.iterdir() if is_weights(path.name)]
+        ours = [file.path.name for file in converted_files(self._folder)]
+        weights = [path.name for path in self._folder.iterdir() if is_weights(path.name) and path.name not in ours]
         expected = {name: (None, record.published(name)) for name in weights}
-        known = {name: file for name, file in self._known.items() if not is_superfluous(self._folder, name)}
+        known = {name: file for name, file in self._known.items()
+                 if not is_superfluous(self._folder, name, originals=self._originals)}  # fmt: skip
         expected |= {name: (file.size, file.sha256) for name, file in known.items()}
         return all(sha256 for _, sha256 in expected.values()) and not self._wrong(expected)
 
@@ -192,7 +206,7 @@ class _Download:
             self._say(f"  {title(source)} {error.zh}", f"  {title(source)}: {error.en}")
         if self._suppliers:
             return True
-        if missing_files(self._folder, self._kind):
+        if self._missing():
             raise failures.nobody_has_it(failed, self._names, self._folder)
         self._say(
             "没有缺文件，但连不上下载源，不知道它们应有的校验和，所以没有核对。",
@@ -265,7 +279,7 @@ class _Download:
     def _refuse_if_lacking(self, coming: Iterable[str]) -> None:
         """Raises StartupError where the model will lack files in the end, before gigabytes of it are fetched."""
         names = {*coming}
-        lacking = [missing for missing in missing_files(self._folder, self._kind)
+        lacking = [missing for missing in self._missing()
                    if not names & {*missing.split(" or ")} and not self._stands_for(missing, names)]  # fmt: skip
         if lacking:
             raise failures.lacks_files(self._folder, lacking, self._origin.sources())

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from server.converted import Converted, kept, read, whole_file
 from server.errors import ModelError, StartupError
 from server.option_types import flag
 
@@ -124,25 +125,40 @@ def is_published(folder: Path, kind: ModelKind = CHAT) -> bool:
     return folder.name in kind.repositories
 
 
-def missing_files(folder: Path, kind: ModelKind = CHAT) -> list[str]:
-    """What the folder lacks to be loaded; only looks at what there is, so a damaged file is the loader's to find."""
+def missing_files(folder: Path, kind: ModelKind = CHAT, *, originals: bool = False) -> list[str]:
+    """What the folder lacks to be loaded; only looks at what there is, so a damaged file is the loader's to find.
+
+    A quantized file that was kept when its originals were deleted is all that is needed, unless ``originals`` are.
+    """
     missing = [] if (folder / "config.json").is_file() else ["config.json"]
     tokenizers = _tokenizers(folder, kind)
     if not any(_has(folder, name) for name in tokenizers):
         missing += [name for name in tokenizers if (folder / name).is_file()] or [" or ".join(tokenizers)]
-    return missing + _missing_weights(folder)
+    return missing + ([] if kept(folder) and not originals else _missing_weights(folder))
 
 
 def has_pickles(folder: Path) -> bool:
-    """Whether the weights that are there, or begun, are pickles and nothing else."""
-    return any(folder.glob("pytorch_model*.bin*")) and not any(folder.glob("*.safetensors*"))
+    """Whether the weights that are there, or begun, are pickles and nothing else but what was made of them here."""
+    others = {*folder.glob("*.safetensors*")} - {file.path for file in converted_files(folder)}
+    return any(folder.glob("pytorch_model*.bin*")) and not others
 
 
-def is_superfluous(folder: Path, name: str) -> bool:
-    """Whether the folder is complete without this file: pickles, where all the weights are there as safetensors."""
+def is_superfluous(folder: Path, name: str, *, originals: bool = False) -> bool:
+    """Whether the folder is complete without this file: weights, where all are there as safetensors, or converted."""
+    if (folder / name).exists():
+        return False
+    is_weights = name.startswith(("pytorch_model", "model.safetensors", "model-"))
+    if is_weights and (read(whole_file(folder)) or (kept(folder) and not originals)):
+        return True
     index = folder / "model.safetensors.index.json"
     whole = not _absent_shards(folder, index) if index.is_file() else _has(folder, "model.safetensors")
-    return whole and name.startswith("pytorch_model") and not (folder / name).exists()
+    return whole and name.startswith("pytorch_model")
+
+
+def converted_files(folder: Path) -> list[Converted]:
+    """The files of weights that were made here and that starts rely on: their originals are not there, or not read."""
+    whole = read(whole_file(folder))
+    return [*([whole] if whole else []), *kept(folder).values()]
 
 
 def is_begun(folder: Path) -> bool:
@@ -200,6 +216,8 @@ def _weights(folder: Path) -> list[Path]:
 
 
 def _missing_weights(folder: Path) -> list[str]:
+    if read(whole_file(folder)):  # made of the shards that an index names, which need not be there
+        return []
     lacking = [_absent_shards(folder, folder / index) for index in INDEXES if (folder / index).is_file()]
     if lacking:
         return min(lacking, key=len)

@@ -55,16 +55,22 @@ def largest(listing: Listing, kind: ModelKind) -> RemoteFile | None:
 
 
 def make_plan(
-    suppliers: Sequence[Supplier], known: Mapping[str, Known], kind: ModelKind, folder: Path
+    suppliers: Sequence[Supplier],
+    known: Mapping[str, Known],
+    kind: ModelKind,
+    folder: Path,
+    *,
+    originals: bool = False,
 ) -> list[Wanted]:
     """Every file that the best supplier with any weights has, as ``choose_version`` says.
 
-    Pickles that are in the folder are gone on with, and left out where the folder is complete without them.
+    Pickles that are in the folder are gone on with, and weights left out where it is complete without them
+    (``originals`` as for ``missing_files``).
     """
     pickles = has_pickles(folder)
     listings = [wanted_files(supplier.listing.files, kind, pickles=pickles) for supplier in suppliers]
     chosen = next((files for files in listings if any(is_weights(file.name) for file in files)), listings[0])
-    names = [file.name for file in chosen if not is_superfluous(folder, file.name)]
+    names = [file.name for file in chosen if not is_superfluous(folder, file.name, originals=originals)]
     return [choose_version(name, suppliers, known.get(name)) for name in names]
 
 

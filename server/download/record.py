@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-PRIVATE = ".download"  # folder inside the model's, for this record and the lock
+from server.file_lock import PRIVATE
+
 _BLOCK = 4 * 2**20
 
 

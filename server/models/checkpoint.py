@@ -6,15 +6,16 @@ import contextlib
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
 
+from server.converted import Converted, is_outdated, kept
 from server.errors import ModelError
 from server.models.files import check_file, damaged, missing, read_json
 
-_DTYPES = {
+DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
@@ -35,8 +36,13 @@ _SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.")
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """All files that hold weights, in order; raises ModelError where there is none or a shard is missing."""
-    for single, index, pattern in _LAYOUTS:
+    """All files that hold weights, in order; raises ModelError where there is none or a shard is missing.
+
+    What was made here of pickles does not count where there are others now.
+    """
+    if bits := kept(folder):
+        raise _only_quantized(folder, bits)
+    for single, index, pattern in _LAYOUTS[1:] if is_outdated(folder) else _LAYOUTS:
         if (folder / single).exists():
             return [folder / single]
         if (folder / index).exists():
@@ -57,6 +63,17 @@ def read_tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
     """
     check_file(path)
     return _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+
+
+def _only_quantized(folder: Path, files: Mapping[int, Converted]) -> ModelError:
+    names = ", ".join(str(file.path.relative_to(folder)) for file in files.values())
+    bits = " / ".join(f"-q {bits}" for bits in files)
+    return ModelError(
+        f"{folder} 里原来的权重已经用 --prune 删掉，只留下 {names}，它只能由 CPU 内核按 {bits} 使用，也不能加 LoRA："
+        "请照此启动，或把原来的权重下载（放）回来。",
+        f"The original weights in {folder} were deleted with --prune; what was kept, {names}, serves only the CPU "
+        f"kernels with {bits}, and no LoRA: start that way, or download (put back) the original weights.",
+    )
 
 
 def _indexed(index: Path) -> list[Path]:
@@ -120,7 +137,7 @@ def _entries(header: dict) -> list[tuple[str, torch.dtype, list[int], int, int]]
             shape, (begin, end) = entry["shape"], entry["data_offsets"]
             if not all(isinstance(number, int) and number >= 0 for number in (*shape, begin, end)):
                 raise ValueError(name)
-            entries.append((name, _DTYPES[entry["dtype"]], shape, begin, end))
+            entries.append((name, DTYPES[entry["dtype"]], shape, begin, end))
     return entries
 
 

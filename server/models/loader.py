@@ -11,17 +11,19 @@ from typing import Any
 
 import torch
 
+from server.converted import NoRoom, kept, replacement, whole_file
 from server.errors import ModelError
 from server.kernels.cpu_ops import CpuOps
 from server.kernels.ops import Ops
 from server.models.base import Family, Network, Tokenizer
 from server.models.checkpoint import read_tensors, weight_files
+from server.models.convert import convert, convert_once
 from server.models.families import AUTO, find_family
 from server.models.files import read_json
 from server.models.filler import Filler
 from server.models.lora import read_lora
 from server.models.prefix import Prefix, build_prefix, read_prefix
-from server.quant.cache import NetworkCache, NoRoom
+from server.quant.cache import NetworkCache, Unusable
 
 log = logging.getLogger(__name__)
 
@@ -118,10 +120,10 @@ def load_network(
     # what is wrong with an adapter is found before gigabytes are read
     prefix = _tuned(network, config, ptuning) if ptuning else None
     adapter = read_lora(lora, network) if lora else None
-    files = weight_files(folder)
-    cache = _cache(folder, files, config, bits, ops) if not adapter else None
-    own_prefix = cache.load(network, ops) if cache else None
+    cache = quantized_cache(folder, config, bits, ops) if not adapter else None
+    own_prefix = _load_cached(cache, network, ops) if cache else None
     if own_prefix is None:
+        files = cache.files if cache else convert_once(folder, weight_files(folder), CACHED_FROM, progress)
         filler = Filler(network, config, dtype=dtype, device=torch.device(device), bits=bits, ops=ops, lora=adapter)
         with cache.hashing() if cache else contextlib.nullcontext():
             _fill(filler, files, progress)
@@ -137,6 +139,25 @@ def load_network(
     return network.eval(), prefix and tuple(part.to(device, _kv_dtype(dtype, ops)) for part in prefix)
 
 
+def convert_model(
+    folder: Path, *, dtype: torch.dtype, bits: int, ops: Ops, family: str = AUTO, adapted: bool = False
+) -> Path | None:
+    """The converted file that a start with these settings reads, made if need be; ``adapted``: with a LoRA.
+
+    None where it reads safetensors that were not made here. Within the folder's lock. Raises NoRoom, OSError,
+    NotConvertible and ModelError; the quantized file that cannot be written is left out with a warning in the log.
+    """
+    config = read_json(folder / "config.json")
+    found = find_family(config, folder, family)
+    if cache := quantized_cache(folder, config, bits, ops) if not adapted else None:
+        load_network(folder, config, found, dtype=dtype, device="cpu", bits=bits, ops=ops)
+        return cache.path
+    if replacement(folder):
+        return whole_file(folder)
+    files = weight_files(folder)
+    return convert(folder, files) if files[0].suffix == ".bin" else None
+
+
 def _fill(filler: Filler, files: Sequence[Path], progress: Progress | None) -> None:
     total = sum(path.stat().st_size for path in files)
     done = 0
@@ -148,14 +169,31 @@ def _fill(filler: Filler, files: Sequence[Path], progress: Progress | None) -> N
                 progress(min(done, total), total)
 
 
-def _cache(
-    folder: Path, files: Sequence[Path], config: Mapping[str, Any], bits: int, ops: Ops
-) -> NetworkCache | None:
+def quantized_cache(folder: Path, config: Mapping[str, Any], bits: int, ops: Ops) -> NetworkCache | None:
     """None where quantizing again takes no time, or the codes lie otherwise: another back end's, an embedding's."""
-    large = sum(path.stat().st_size for path in files) >= CACHED_FROM
-    if not large or not isinstance(ops, CpuOps) or config.get("quantization_embeddings"):
+    if not isinstance(ops, CpuOps) or config.get("quantization_embeddings"):
         return None
-    return NetworkCache(folder, bits, [folder / "config.json", *files])
+    if file := kept(folder).get(bits):
+        return NetworkCache(folder, bits, [path for path in file.originals if path.exists()], alone=True)
+    files = weight_files(folder)
+    large = sum(path.stat().st_size for path in files) >= CACHED_FROM
+    return NetworkCache(folder, bits, files) if large else None
+
+
+def _load_cached(cache: NetworkCache, network: Network, ops: CpuOps) -> Mapping[str, torch.Tensor] | None:
+    """The network filled, and the tensors that are not its own; None where it has to be made of the originals."""
+    try:
+        return cache.load(network, ops)
+    except Unusable as reason:
+        if cache.alone:
+            raise ModelError(
+                f"{cache.path} 不能用（{reason}），而原来的权重已经删掉了：请删掉这个文件再启动，会重新下载"
+                "（自己的模型请把原来的权重放回来）。",
+                f"{cache.path} cannot be used (it is {reason}), and the original weights were deleted: delete this "
+                "file and start again, which downloads them (or put those of your own model back).",
+            ) from reason
+        log.warning("%s is %s and is made again", cache.path, reason)
+        return None
 
 
 def _save(cache: NetworkCache, network: Network, prefix: Mapping[str, torch.Tensor]) -> None:

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import json
-import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,35 +22,32 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from server.converted import VERSION, NoRoom, is_same, quantized_file, sha256, stamp, sync_folder
 from server.kernels.cpu_ops import CpuOps
 from server.kernels.cpu_weights import TiledWeight
 from server.quant.linear import QuantLinear
 
-log = logging.getLogger(__name__)
-
-VERSION = "1"  # of the layout of codes and scales, and of what the metadata say
 _SPARE_BYTES = 200 * 10**6  # left free on the disk
 _PARTS = ("codes", "scales", "row_scales")
 
 Tensors = dict[str, torch.Tensor]
 
 
-class NoRoom(Exception):
-    """The disk is too full for the file; ``needed`` and ``free`` in bytes."""
-
-    def __init__(self, needed: int, free: int):
-        super().__init__(f"{needed} bytes are needed, {free} are free")
-        self.needed = needed
-        self.free = free
+class Unusable(Exception):
+    """The file is not what is needed; says why, as "it is ..."."""
 
 
 class NetworkCache:
-    """The file for one model folder and number of bits; ``sources`` are the files that the network is made of."""
+    """The file for one model folder and number of bits; ``files`` are the weights that the network is made of.
 
-    def __init__(self, folder: Path, bits: int, sources: Sequence[Path]):
-        # in a folder of its own: nobody shall take it for the model's weights
-        self.path = folder / "quantized" / f"cpu-int{bits}.safetensors"
-        self._sources = sources
+    Where it is ``alone``, others of them were deleted (see ``server.converted.kept``).
+    """
+
+    def __init__(self, folder: Path, bits: int, files: Sequence[Path], *, alone: bool = False):
+        self.path = quantized_file(folder, bits)
+        self.files = files
+        self.alone = alone
+        self._sources = [folder / "config.json", *files]
         self._hashing: dict[str, Any] = {}
 
     @contextlib.contextmanager
@@ -62,7 +57,7 @@ class NetworkCache:
         What ends the block early ends this too: a program that gives up does not wait for gigabytes.
         """
         pool = ThreadPoolExecutor(1, thread_name_prefix="hash")
-        self._hashing = {path.name: pool.submit(_sha256, path) for path in self._sources}
+        self._hashing = {path.name: pool.submit(sha256, path) for path in self._sources}
         try:
             yield
         finally:
@@ -80,7 +75,7 @@ class NetworkCache:
         free = shutil.disk_usage(self.path.parent).free
         if needed > free:
             raise NoRoom(needed, free)
-        sources = [{**_stamp(path), "sha256": self._hashing[path.name].result()} for path in self._sources]
+        sources = [{**stamp(path), "sha256": self._hashing[path.name].result()} for path in self._sources]
         metadata = {"version": VERSION, "linear": linear, "sources": sources, "sums": _sums(tensors)}
         part = self.path.with_suffix(".part")
         try:
@@ -88,6 +83,7 @@ class NetworkCache:
             with part.open("rb+") as file:
                 os.fsync(file.fileno())
             os.replace(part, self.path)
+            sync_folder(self.path.parent)
         except (OSError, SafetensorError) as error:
             full = shutil.disk_usage(self.path.parent).free < _SPARE_BYTES
             part.unlink(missing_ok=True)
@@ -98,8 +94,8 @@ class NetworkCache:
     def load(self, network: nn.Module, ops: CpuOps) -> Tensors | None:
         """Fill an empty network from the file, which stays mapped; returns the other tensors.
 
-        None, the network still empty and the reason in the log, where there is no file, or it is damaged or made of
-        other files.
+        None where there is no file. Raises Unusable, the network still empty, where it is damaged or made of other
+        files.
         """
         if not self.path.is_file():
             return None
@@ -112,40 +108,19 @@ class NetworkCache:
                 return _put_together(network, tensors, metadata["linear"], ops)
         except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             problem = f"damaged ({error})"
-        log.warning("%s is %s and is made again", self.path, problem)
-        return None
+        raise Unusable(problem)
 
     def _problem(self, metadata: Mapping[str, Any], tensors: Tensors) -> str | None:
         if metadata["version"] != VERSION:
             return "of another version"
         recorded = {source["name"]: source for source in metadata["sources"]}
-        if recorded.keys() != {path.name for path in self._sources}:
+        names = {path.name for path in self._sources}
+        if not names <= recorded.keys() or (names != recorded.keys() and not self.alone):
             return "made of other files"
         for path in self._sources:
-            if not _is_same(path, recorded[path.name]):
+            if not is_same(path, recorded[path.name]):
                 return f"made of another {path.name}"
         return None if _sums(tensors) == metadata["sums"] else "damaged"
-
-
-def _stamp(path: Path) -> dict[str, Any]:
-    stat = path.stat()
-    return {"name": path.name, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
-
-
-def _is_same(path: Path, recorded: Mapping[str, Any]) -> bool:
-    now = _stamp(path)
-    if now["size"] != recorded["size"]:
-        return False
-    # a copied or touched file has another time and the same bytes
-    return now["mtime_ns"] == recorded["mtime_ns"] or _sha256(path) == recorded["sha256"]
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _sums(tensors: Tensors) -> dict[str, str]:

@@ -103,7 +103,7 @@ def test_a_file_that_lacks_a_tensor_leaves_the_network_empty(demo, ops, caplog):
 
 def test_what_fails_while_it_is_read_does_not_go_on_hashing(tmp_path, monkeypatch):
     gate, paths = threading.Event(), [tmp_path / f"model-{i}" for i in range(5)]
-    monkeypatch.setattr(cache, "_sha256", lambda path: gate.wait(30))
+    monkeypatch.setattr(cache, "sha256", lambda path: gate.wait(30))
     kept = cache.NetworkCache(tmp_path, 4, paths)
     try:
         with pytest.raises(KeyboardInterrupt), kept.hashing():
