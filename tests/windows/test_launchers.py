@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+from server.kernels.build import VARIANTS
 from tests.conftest import ROOT
 from tests.windows.bundle import Running, kept_window
 
@@ -58,6 +59,8 @@ def test_ready_made_kernels_compute(bundle, port):
     assert not (bundle.root / "server/kernels/cpu/build").exists()
     code = "from server.kernels import build; from server.kernels.cpu_ops import CpuOps; print(CpuOps(2).name, "
     code += "build.find_compiler(), build._ready().is_file())"
+    content = (bundle.root / "server/kernels/cpu/ready/cpu-amd64.dll").read_bytes()
+    assert all(f"linear_{variant}\0".encode() in content for variant in VARIANTS)
     name, compiler, ready = bundle.ask_python(code).splitlines()[-1].split()
     assert name.startswith("cpu-") and name != "cpu-plain" and (compiler, ready) == ("None", "True")
 
