@@ -10,14 +10,17 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
-from server.kernels.build import FLAGS, READY, SOURCES, VARIANTS, compile_library
+from server.kernels.build import FLAGS, READY, SOURCES, VARIANTS, NoKernels, compile_library
 
 NAME = "cpu-amd64.dll"  # as server/kernels/build.py asks for it: by platform.machine()
 TARGET = "x86_64-windows-gnu"
 
 
 def compiled(cache: Path) -> Path:
-    """The library, from ``cache`` if it was compiled from the same sources. Raises NoKernels where zig fails."""
+    """The library, from ``cache`` if it was compiled from the same sources.
+
+    Raises NoKernels where zig fails or leaves a variant out: users' processors are not this one.
+    """
     digest = hashlib.sha256(repr((FLAGS, VARIANTS, TARGET, version("ziglang"))).encode())
     for path in sorted(SOURCES.glob("*.[ch]")):
         digest.update(path.name.encode() + path.read_bytes())
@@ -27,7 +30,11 @@ def compiled(cache: Path) -> Path:
         os.environ["ZIG_GLOBAL_CACHE_DIR"] = str(cache / "zig")  # the C runtime that it compiles first
         with tempfile.TemporaryDirectory(dir=cache) as work:
             compiler = [str(zig()), "cc", "-target", TARGET, "-s"]
-            os.replace(compile_library(compiler, Path(work)), library)
+            made = compile_library(compiler, Path(work))
+            content = made.read_bytes()
+            if missing := [name for name in VARIANTS if f"linear_{name}\0".encode() not in content]:
+                raise NoKernels(f"zig compiled no {', '.join(missing)}")
+            os.replace(made, library)
     return library
 
 
