@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 VERSION = "1"  # of the quantized layout, and of what the metadata say
 BITS = (4, 8)
+SPARE_BYTES = 200 * 10**6  # left free on the disk
 _HEADER_MOST = 100 * 2**20  # bytes, as the format's own reader allows
 _BLOCK = 4 * 2**20
 _WEIGHTS = ("model.safetensors", "model-*.safetensors", "pytorch_model*.bin")

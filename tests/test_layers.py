@@ -58,7 +58,7 @@ ALLOWED = {
     "chat": ({"chat", "assembly", "config", "core", "errors"}, {"prompt_toolkit"}),
     # "system" is the project's folder of that name, whose modules need no packages either
     "doctor": (
-        {"doctor", "adapters", "converted", "kernels", "models", "core", "errors", *START},
+        {"doctor", "adapters", "converted", "running", "kernels", "models", "core", "errors", *START},
         {"psutil", "system"},
     ),
     "__main__": ({"serve", "chat", "download", "prune", "doctor", "config", "i18n", "errors"}, set()),

@@ -13,10 +13,9 @@ from typing import NamedTuple
 
 from server.doctor.result import Complaint, Result, conclude, problem, warning
 from server.profiles import Note
+from server.running import SERVER, near
 
-OUR_NAME = "chatglm-portable"  # of the Server header, see api/wsgi.py
 _SECONDS = 4.0
-_EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 _FORBIDDEN = (errno.EACCES, 10013)
 
 
@@ -37,14 +36,14 @@ def look_at_port(host: str, number: int) -> Port:
     """Asks who is there, binds the port for a moment where nobody is."""
     if number == 0:
         return Port(host, 0)
-    near = _EVERYWHERE.get(host, host)
+    asked = near(host)
     try:
-        with socket.create_connection((near, number), timeout=_SECONDS):
+        with socket.create_connection((asked, number), timeout=_SECONDS):
             pass
     except OSError:
         return _bind(Port(host, number))
-    name = _server_name(near, number)
-    return Port(host, number, taken=True, ours=name == OUR_NAME, silent=name is None, holder=find_holder(number))
+    name = _server_name(asked, number)
+    return Port(host, number, taken=True, ours=name == SERVER, silent=name is None, holder=find_holder(number))
 
 
 def _server_name(host: str, number: int) -> str | None:
@@ -118,7 +117,7 @@ def judge_port(port: Port) -> Result:
     if port.number == 0:
         return conclude(Note("任选一个空闲的", "any that is free"), facts=facts)
     if port.ours:
-        url = f"http://{_EVERYWHERE.get(port.host, port.host)}:{port.number}"
+        url = f"http://{near(port.host)}:{port.number}"
         return conclude(Note(f"{where}：本程序正在运行", f"{where}: this program is running"),
                         hint=Note(f"打开 {url}，不用再启动一次", f"open {url}; there is no need to start it again"),
                         facts=facts)  # fmt: skip

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from server.config import ROOT
+from server.converted import SPARE_BYTES
 from server.download import failures, interrupts, web
 from server.download.check import Expected, State, check_files
 from server.download.folder import (
@@ -41,7 +42,6 @@ from server.i18n import system_language
 if TYPE_CHECKING:
     import httpx2
 
-SPARE_BYTES = 200 * 10**6  # left free on the disk
 _ADOPTED_BYTES = 2**20  # a file that is too short, but so long, is the beginning of the right one, and no error page
 
 Announce = Callable[[int, Source], None]

@@ -15,14 +15,14 @@ from typing import IO, Any
 import torch
 import xxhash
 
-from server.converted import VERSION, NoRoom, sha256, stamp, sync_folder, whole_file
+from server.converted import SPARE_BYTES, VERSION, NoRoom, sha256, stamp, sync_folder, whole_file
 from server.file_lock import folder_lock
 from server.models.checkpoint import DTYPES, read_tensors
 
 log = logging.getLogger(__name__)
 
-SPARE_BYTES = 200 * 10**6  # left free on the disk by who asked for the file
-UNASKED_SPARE_BYTES = 10 * 10**9  # and where nobody did: a full system drive is worse than a slow start
+# left free on the disk where nobody asked for the file: a full system drive is worse than a slow start
+UNASKED_SPARE_BYTES = 10 * 10**9
 _DATA = 2**20  # where the tensors begin: the header, some 60 KB for a model of 6B, is only known at the end
 _CODES = {dtype: code for code, dtype in DTYPES.items()}
 

@@ -22,12 +22,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from server.converted import VERSION, NoRoom, is_same, quantized_file, sha256, stamp, sync_folder
+from server.converted import SPARE_BYTES, VERSION, NoRoom, is_same, quantized_file, sha256, stamp, sync_folder
 from server.kernels.cpu_ops import CpuOps
 from server.kernels.cpu_weights import TiledWeight
 from server.quant.linear import QuantLinear
 
-_SPARE_BYTES = 200 * 10**6  # left free on the disk
 _PARTS = ("codes", "scales", "row_scales")
 
 Tensors = dict[str, torch.Tensor]
@@ -70,7 +69,7 @@ class NetworkCache:
         """
         tensors, linear = _taken_apart(network)
         tensors |= others
-        needed = sum(tensor.nbytes for tensor in tensors.values()) + _SPARE_BYTES
+        needed = sum(tensor.nbytes for tensor in tensors.values()) + SPARE_BYTES
         self.path.parent.mkdir(exist_ok=True)
         free = shutil.disk_usage(self.path.parent).free
         if needed > free:
@@ -85,7 +84,7 @@ class NetworkCache:
             os.replace(part, self.path)
             sync_folder(self.path.parent)
         except (OSError, SafetensorError) as error:
-            full = shutil.disk_usage(self.path.parent).free < _SPARE_BYTES
+            full = shutil.disk_usage(self.path.parent).free < SPARE_BYTES
             part.unlink(missing_ok=True)
             if full or getattr(error, "errno", None) == errno.ENOSPC:
                 raise NoRoom(needed, free) from error
