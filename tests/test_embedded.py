@@ -3,6 +3,7 @@
 import http.server
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -17,6 +18,7 @@ from system import embedded
 from system.install import venv_python
 from system.repair import forget_half_installed
 from tests.conftest import ROOT
+from tests.wheels import make_pip_app, make_wheel
 
 
 def test_paths_are_written_once(tmp_path):
@@ -37,14 +39,12 @@ def pip_site(tmp_path_factory):
     names = [name for name in names if name.startswith("pip/") or name in (f"{info}/METADATA", f"{info}/WHEEL")]
     (root / "simple" / "pip").mkdir(parents=True)
     wheel = root / f"pip-{pip.version}-py3-none-any.whl"
-    with zipfile.ZipFile(wheel, "w") as archive, zipfile.ZipFile(root / "pip.pyz", "w") as app:
+    with zipfile.ZipFile(wheel, "w") as archive:
         for name in names:
             archive.write(pip.locate_file(name), name)
-            if name.startswith("pip/"):
-                app.write(pip.locate_file(name), name)
         rows = [f"{name},,{pip.locate_file(name).stat().st_size}\n" for name in names]
         archive.writestr(f"{info}/RECORD", "".join([*rows, f"{info}/RECORD,,\n"]))
-        app.writestr("__main__.py", "import runpy\nrunpy.run_module('pip', run_name='__main__')\n")
+    make_pip_app(wheel, root / "pip.pyz")
     page = "".join(f'<a href="../../{name}#sha256=0">{name}</a>' for name in ("pip-8-py3-none-any.whl", wheel.name))
     (root / "simple" / "pip" / "index.html").write_text(page)
     server = serve(root)
@@ -92,9 +92,10 @@ def add_pip(pip_site, tmp_path):
     python = tmp_path / "python"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(python)], check=True)
 
-    def add(digest: str, wheels=tmp_path / "none", **env: str) -> str:
+    def add(digest: str, **env: str) -> str:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}
-        command = [sys.executable, "-c", ADD_PIP, *map(str, (venv_python(python), lock_of(pip_site, digest), wheels))]
+        paths = (venv_python(python), lock_of(pip_site, digest), tmp_path / "none")
+        command = [sys.executable, "-c", ADD_PIP, *map(str, paths)]
         done = subprocess.run(command, env={**kept, "PIP_CONFIG_FILE": os.devnull, **env}, cwd=ROOT, text=True,
                               capture_output=True, timeout=120)  # fmt: skip
         return "".join(done.stderr.splitlines()[-1:])
@@ -103,15 +104,10 @@ def add_pip(pip_site, tmp_path):
     return add
 
 
-def test_pip_comes_from_the_wheels_or_the_index_that_is_configured(pip_site, add_pip):
-    digest, index = sha256(pip_site.wheel), f"{pip_site.url}/simple"
-    assert add_pip(digest, PIP_INDEX_URL=index) == ""
-    (add_pip.site / "pip" / "_internal" / "main.py").unlink()
+def test_pip_comes_from_the_index_that_is_configured(pip_site, add_pip):
+    assert add_pip(sha256(pip_site.wheel), PIP_INDEX_URL=f"{pip_site.url}/simple") == ""
     forget_half_installed(add_pip.site)
-    assert not list(add_pip.site.glob("pip-*")), "it is whole, or installed again"
-    assert add_pip(digest, pip_site.root) == "" and (add_pip.site / "pip" / "_internal" / "main.py").exists()
-    forget_half_installed(add_pip.site)
-    assert list(add_pip.site.glob("pip-*"))
+    assert list(add_pip.site.glob("pip-*")), "a whole one stays"
 
 
 def test_pip_that_cannot_be_had_is_not_run(pip_site, tmp_path, monkeypatch):
@@ -148,3 +144,37 @@ def test_folder_that_is_too_deep(tmp_path):
     assert embedded.path_excess(tmp_path) == 0
     (tmp_path / "manifest.json").write_text(json.dumps({"longest_path": 259 - len(str(tmp_path))}))
     assert embedded.path_excess(tmp_path) == 1
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a script is not a program on Windows")
+def test_bundle_without_pip_and_pytorch_is_completed_and_says_which_build_it_took(pip_site, tmp_path):
+    root = tmp_path / "整合包 (1)"
+    for folder in ("system", "server"):
+        shutil.copytree(ROOT / folder, root / folder, ignore=lambda _, names: {n for n in names if n[-3:] != ".py"})
+    make_wheel(root / "system" / "wheels", "torch", "2.0")
+    shutil.copy(pip_site.wheel, root / "system" / "wheels")
+    (root / "requirements.txt").write_text("torch==2.0\n")
+    pins = {wheel.name.split("-")[0]: wheel for wheel in (root / "system" / "wheels").iterdir()}
+    lock = [f"{name}=={wheel.name.split('-')[1]} --hash=sha256:{sha256(wheel)}\n" for name, wheel in pins.items()]
+    (root / "system" / "windows-lock.txt").write_text("".join(lock))
+    python = root / "system" / "python"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(python)], check=True)
+
+    def install(gpu: str, *options: str) -> str:
+        (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\necho '{gpu}'\n")
+        (tmp_path / "nvidia-smi").chmod(0o755)
+        env = {"PATH": f"{tmp_path}", "PIP_NO_INDEX": "1", "PIP_CONFIG_FILE": os.devnull, "CHATGLM_LANG": "en"}
+        command = [str(venv_python(python)), str(root / "system" / "install.py"), *options]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    said = install("580.65, 8.6")
+    assert "Installing pip" in said and "cu130" in said and "was not found, so that for the CPU is used" in said
+    assert install("580.65, 8.6") == ""
+    (site,) = python.glob("lib/python*/site-packages")
+    (site / "pip" / "_internal" / "cache.py").unlink()
+    (site / "torch.py").unlink()
+    said = install("470.14, 8.6", "--repair")
+    assert "Installing pip" in said and "driver 470 is too old (PyTorch for the GPU needs 525" in said
+    assert (site / "pip" / "_internal" / "cache.py").is_file() and (site / "torch.py").is_file()
