@@ -199,8 +199,13 @@ def test_model_of_which_only_the_quantized_file_was_kept_is_refused(model):
 
 def test_python_with_wrong_bytes_is_refused(tmp_path):
     (tmp_path / "python.zip").write_bytes(b"not Python")
-    with pytest.raises(SystemExit, match=embedded.SHA256):
-        bundle_python.obtain(str(tmp_path / "python.zip"), tmp_path)
+    for source in (str(tmp_path / "python.zip"), (tmp_path / "python.zip").as_uri()):
+        with pytest.raises(SystemExit, match=embedded.SHA256):
+            bundle_python.obtain(source, tmp_path)
+    for source in (str(tmp_path / "none.zip"), "http://127.0.0.1:9/python.zip"):
+        with pytest.raises(SystemExit, match=r"is not there|cannot be fetched"):
+            bundle_python.obtain(source, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["python.zip"]
 
 
 def test_torch_wheel_of_another_build_is_refused(tmp_path):

@@ -26,8 +26,11 @@ def full_index(index, archive, tools):
     return index
 
 
+QUICK = {"PIP_NO_COMPILE": "1"}  # byte code of ten thousand files takes minutes under wine
+
+
 def settings(index_url: str, **more: str) -> dict[str, str]:
-    return {"PIP_INDEX_URL": index_url, "PIP_RETRIES": "0", "PIP_TIMEOUT": "10", **more}
+    return {**QUICK, "PIP_INDEX_URL": index_url, "PIP_RETRIES": "0", "PIP_TIMEOUT": "10", **more}
 
 
 def remove(site, *packages: str) -> None:
@@ -201,7 +204,7 @@ def test_checkout_without_python(checkout, windows_10, full_index, port):
     make_pip_app(pip, full_index.folder / "pip.pyz")
     # no index is configured: pip comes by PyPA's own program, which here is told where to look
     env = {"BOOTSTRAP_PIP_URL": f"{full_index.url}/pip.pyz", "PIP_NO_INDEX": "1",
-           "PIP_FIND_LINKS": f"{full_index.url}/flat/"}  # fmt: skip
+           "PIP_FIND_LINKS": f"{full_index.url}/flat/", **QUICK}  # fmt: skip
     done = checkout.run(SETUP, env=env, timeout=580)
     assert done.returncode == 0 and "一切就绪" in done.stdout, done.stdout
     assert (checkout.site / "pip" / "__main__.py").is_file()
