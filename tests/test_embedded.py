@@ -182,3 +182,7 @@ def test_bundle_without_pip_and_pytorch_is_completed_and_says_which_build_it_too
         assert (site / "torch.py").is_file() == bool(options)
         (site / "torch.py").touch()
     assert "driver 470 is too old (PyTorch for the GPU needs 525" in said
+    assert "the one that is there stays" in install("580.65, 8.6", "--repair")
+    make_wheel(root / "system" / "wheels", "torch", "2.0+cu126")
+    assert "stays" not in install("580.65, 8.6", "--repair")
+    assert "2.0+cu126" in (site / "torch.py").read_text()

@@ -26,7 +26,8 @@ def full_index(index, archive, tools):
     return index
 
 
-QUICK = {"PIP_NO_COMPILE": "1"}  # byte code of ten thousand files takes minutes under wine
+# wine is slow with files: no byte code of ten thousand of them (pip takes "0" for that), no copy of what was fetched
+QUICK = {"PIP_NO_COMPILE": "0", "PIP_NO_CACHE_DIR": "1"}
 
 
 def settings(index_url: str, **more: str) -> dict[str, str]:
@@ -123,26 +124,18 @@ def test_python_that_a_virus_scanner_broke(bundle):
     assert done.returncode == 1 and kept_window(done.stdout) and "请先双击 setup_offline.bat" in done.stdout
 
 
-def test_bundle_for_cuda_gets_pytorch_by_a_double_click(rig, cuda_archive, full_index, port):
-    """First without a network, then with a driver that is too old, then with a better one."""
+def test_bundle_for_cuda_gets_pytorch_for_the_driver(rig, cuda_archive, full_index):
+    """First by a double-click with an old driver and no network, then with both; the wheel of PyTorch is a tiny one."""
     bundle = unpack(rig, cuda_archive, "显卡")
-    start, old = ("开启API服务.bat", "--model", "demo"), {"NVIDIA_SMI": "470.14, 8.6"}
-    alone = bundle.run(*start, env={**settings(NOWHERE), **old, "PIP_RETRIES": "1"})
+    old = settings(NOWHERE, NVIDIA_SMI="470.14, 8.6", PIP_RETRIES="1")
+    alone = bundle.run("开启API服务.bat", "--model", "demo", "--port", "0", env=old)
     assert alone.returncode == 1 and kept_window(alone.stdout) and "Traceback" not in alone.stdout
     assert "显卡驱动 470 太旧（PyTorch 要 525 或更新的）" in alone.stdout and "连不上软件源" in alone.stdout
-    with Running(bundle, start[0], "--port", str(port), env={**settings(full_index.url), **old}) as server:
-        assert "接着装" in server.text and "470 太旧" in server.text
-        *_, last = server.events("你好", answer_prefix="你")
-        assert "演示模型" in last["response"]
 
-    # the build for CUDA is a tiny one here, of the right name
-    gpu = settings(full_index.url, NVIDIA_SMI="551.23, 8.9", PYTORCH_INDEX_URL=f"{full_index.url}/cuda")
-    there = bundle.run(SETUP, env=gpu)
-    assert there.returncode == 0 and "原来的还在" in there.stdout, there.stdout
-    assert bundle.ask_python("import importlib.metadata as m; print(m.version('torch'))") == "2.13.0"
     make_wheel(full_index.folder / "cuda" / "cu126" / "torch", "torch", "2.13.0+cu126", module="build = 'cu126'\n")
+    gpu = settings(full_index.url, NVIDIA_SMI="551.23, 8.9", PYTORCH_INDEX_URL=f"{full_index.url}/cuda")
     done = bundle.run(SETUP, env=gpu)
-    assert done.returncode == 0 and "cu126" in done.stdout, done.stdout
+    assert done.returncode == 0 and "接着装" in done.stdout and "cu126" in done.stdout, done.stdout
     assert bundle.ask_python("import torch; print(torch.build)") == "cu126"
     assert bundle.run(SETUP, env=settings(NOWHERE, NVIDIA_SMI="551.23, 8.9")).returncode == 0
     shutil.rmtree(bundle.root.parent)
