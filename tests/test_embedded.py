@@ -151,38 +151,37 @@ def test_bundle_without_pip_and_pytorch_is_completed_and_says_which_build_it_too
     root = tmp_path / "整合包 (1)"
     for folder in ("system", "server"):
         shutil.copytree(ROOT / folder, root / folder, ignore=lambda _, names: {n for n in names if n[-3:] != ".py"})
-    make_wheel(root / "system" / "wheels", "torch", "2.0")
-    shutil.copy(pip_site.wheel, root / "system" / "wheels")
+    index = tmp_path / "index"
+    make_wheel(index, "torch", "2.0")
     (root / "requirements.txt").write_text("torch==2.0\n")
-    pins = {wheel.name.split("-")[0]: wheel for wheel in (root / "system" / "wheels").iterdir()}
-    lock = [f"{name}=={wheel.name.split('-')[1]} --hash=sha256:{sha256(wheel)}\n" for name, wheel in pins.items()]
-    (root / "system" / "windows-lock.txt").write_text("".join(lock))
+    pins = {"torch==2.0": next(index.iterdir()), f"pip=={pip_site.version}": pip_site.wheel}
+    lock = "".join(f"{pin} --hash=sha256:{sha256(wheel)}\n" for pin, wheel in pins.items())
+    (root / "system" / "windows-lock.txt").write_text(lock)
     python = root / "system" / "python"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(python)], check=True)
 
-    def install(gpu: str, *options: str) -> str:
-        (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\necho '{gpu}'\n")
-        (tmp_path / "nvidia-smi").chmod(0o755)
-        env = {"PATH": f"{tmp_path}", "PIP_NO_INDEX": "1", "PIP_CONFIG_FILE": os.devnull, "CHATGLM_LANG": "en"}
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho '551.23, 8.6'\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    env = {"PATH": f"{tmp_path}", "CHATGLM_LANG": "en", "PIP_CONFIG_FILE": os.devnull, "PIP_NO_INDEX": "1",
+           "PIP_FIND_LINKS": str(index), "PIP_INDEX_URL": f"{pip_site.url}/simple"}  # fmt: skip
+
+    def install(*options: str) -> str:
         command = [str(venv_python(python)), str(root / "system" / "install.py"), *options]
         done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    said = install("580.65, 8.6")
-    assert "Installing pip" in said and "cu130" in said and "was not found, so that for the CPU is used" in said
-    assert install("580.65, 8.6") == ""
+    said = install()
+    assert "Installing pip" in said and "cu126" in said and "was not found, so that for the CPU is used" in said
+    assert install() == ""
     (site,) = python.glob("lib/python*/site-packages")
-    # a file that pip loads at once, and one of which only its RECORD tells
-    for file, options in (("cache.py", ()), ("commands/search.py", ("--repair",))):
-        for path in (site / "pip" / "_internal" / file, site / "torch.py", python / "installed.json"):
-            path.unlink()
-        said = install("470.14, 8.6", *options)
-        assert "Installing pip" in said and (site / "pip" / "_internal" / file).is_file()
-        assert (site / "torch.py").is_file() == bool(options)
-        (site / "torch.py").touch()
-    assert "driver 470 is too old (PyTorch for the GPU needs 525" in said
-    assert "the one that is there stays" in install("580.65, 8.6", "--repair")
-    make_wheel(root / "system" / "wheels", "torch", "2.0+cu126")
-    assert "stays" not in install("580.65, 8.6", "--repair")
+    half = site / "pip" / "_internal" / "commands" / "search.py"  # of this one only pip's RECORD tells
+    half.unlink()
+    said = install("--repair")
+    assert "Installing pip" in said and half.is_file() and "the one that is there stays" in said
+    make_wheel(index, "torch", "2.0+cu126")
+    half = site / "pip" / "_internal" / "cache.py"  # which pip does not start without
+    half.unlink()
+    said = install("--repair")
+    assert "Installing pip" in said and half.is_file() and "stays" not in said
     assert "2.0+cu126" in (site / "torch.py").read_text()

@@ -110,6 +110,24 @@ def test_failure_shows_pips_error_and_one_sentence(project):
     assert ask(project, "import one; print(one.version)") == "1"
 
 
+@pytest.mark.parametrize(
+    ("pip_said", "we_say"),
+    [
+        ("ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device", "disk is full"),
+        ("ERROR: Could not install packages due to an OSError: [WinError 5] Access is denied: 'c10.dll'", "is in use"),
+        ("WARNING: Retrying (Retry(total=4 ...)) after ...\nERROR: No matching distribution found for one", "network"),
+        ("ERROR: something else", "pip says why above"),
+    ],
+)
+def test_what_pip_fails_with_has_a_sentence_of_its_own(tmp_path, capsys, pip_said, we_say):
+    (tmp_path / "requirements.txt").touch()
+    environment = install.Environment(Path(sys.executable), tmp_path, False)
+    environment._output = pip_said
+    with pytest.raises(install.Failure, match=we_say):
+        environment._give_up()
+    assert pip_said.splitlines()[-1] in capsys.readouterr().err
+
+
 # installations that are cut short, and two at once
 
 BACKEND = """
@@ -244,8 +262,9 @@ def test_half_installed_packages_are_installed_again_and_whole_ones_are_not(proj
     assert (site / "two-1.dist-info").stat().st_mtime_ns == whole
 
 
-def test_folder_that_cannot_be_written(project):
-    (project / "system" / "install.lock").mkdir()
+@pytest.mark.parametrize("blocked", ["system/install.lock", ".venv/installed.json"])
+def test_folder_that_cannot_be_written(project, blocked):
+    (project / blocked).mkdir()
     done = run(project)
     assert done.returncode == 1 and done.stderr.startswith("Cannot write to ") and done.stderr.count("\n") == 1
 
