@@ -56,13 +56,13 @@ def _list(reasons: Reasons) -> tuple[str, str]:
 
 def _advice(reasons: Reasons) -> tuple[str, str]:
     if any(error.status in (401, 403) for _, error in reasons):
-        return ("设置环境变量 HF_TOKEN 或换一个 --source 再试",
-                "Set the environment variable HF_TOKEN, or try another --source")  # fmt: skip
+        return ("把环境变量 HF_TOKEN 设为有效的令牌，或换一个 --source 再试",
+                "Set the environment variable HF_TOKEN to a valid token, or try another --source")  # fmt: skip
     if len(reasons) == 1:
-        return ("检查网络后再试，或去掉 --source、--endpoint 和环境变量 HF_ENDPOINT（会在 ModelScope、hf-mirror 和 "
-                "Hugging Face 里选最快的），国内也可设 HF_ENDPOINT=https://hf-mirror.com",
-                "Check the network and try again, or leave out --source, --endpoint and the variable HF_ENDPOINT (then "
-                "the fastest of ModelScope, hf-mirror and Hugging Face is taken); in China HF_ENDPOINT=https://"
+        return ("检查网络和代理后再试，或去掉 --source、--endpoint 和环境变量 HF_ENDPOINT（会在 ModelScope、hf-mirror "
+                "和 Hugging Face 里选最快的），国内也可设 HF_ENDPOINT=https://hf-mirror.com",
+                "Check network and proxy and try again, or leave out --source, --endpoint and the variable HF_ENDPOINT "
+                "(then the fastest of ModelScope, hf-mirror and Hugging Face is taken); in China HF_ENDPOINT=https://"
                 "hf-mirror.com is another way")  # fmt: skip
     return "检查网络和代理后再试", "Check network and proxy and try again"
 

@@ -260,7 +260,8 @@ class _Download:
             for number, file in enumerate(left, 1):
                 if is_weights(file.name):  # the index is there now, and tells what the model needs
                     self._refuse_if_lacking(rest.name for rest in left[number - 1 :])
-                progress.label(f"({number}/{len(left)}) {file.name}  {readable(file.size)}")
+                label = f"({number}/{len(left)}) {file.name}  {readable(file.size)}"
+                progress.say(label, label)
                 sha256 = self._transfer(file, client, progress)
                 if not is_text(file.name):
                     Record(self._folder).remember(file.name, sha256)

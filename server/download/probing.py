@@ -59,9 +59,9 @@ def find_suppliers(
         threading.Thread(target=_ask, args=arguments, name="probe", daemon=True).start()
     found: list[Supplier] = []
     failed: list[tuple[Source, SourceError]] = []
-    deadline = None
+    deadline = time.monotonic() + 3 * web.PATIENCE.longest  # for answers that drip and never end
     while len(found) + len(failed) < len(asked) and not stop.is_set():
-        if deadline and time.monotonic() > deadline:
+        if time.monotonic() > deadline:
             silent = [s for s in asked if s not in [a.source for a in found] and s not in [f for f, _ in failed]]
             failed += [(source, SourceError("没有应答", "no answer")) for source in silent]
             break
@@ -75,7 +75,7 @@ def find_suppliers(
             failed.append((source, answer))
         else:
             found.append(answer)
-            deadline = deadline or time.monotonic() + web.PATIENCE.grace
+            deadline = min(deadline, time.monotonic() + web.PATIENCE.grace)
     return sorted(found, key=lambda supplier: (-supplier.speed, asked.index(supplier.source))), failed
 
 

@@ -6,6 +6,7 @@ gives it best.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import threading
@@ -70,6 +71,9 @@ class Transfer:
                         self._note(supplier, error)
             file.flush()
             os.fsync(file.fileno())
+            written = os.fstat(file.fileno()).st_size
+        if written != self._wanted.size:  # where locks do not work, another program may have written too
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(part))
         os.replace(part, self._folder / self._wanted.name)
         return self._sha.hexdigest()
 
@@ -117,7 +121,7 @@ class Transfer:
 
     def _receive(self, supplier: Supplier, file: IO[bytes]) -> None:
         """Write what the supplier gives, up to the end of the file. Raises SourceError where it ends before."""
-        wanted, received = self._wanted, 0
+        wanted, good = self._wanted, self._at + _GOOD_PIECE
         if supplier is not self._last:
             self._change_to(supplier, file)
         began, counted = time.monotonic(), 0
@@ -133,10 +137,10 @@ class Transfer:
                 self._sha.update(chunk)
                 self._at += len(chunk)
                 self._progress.advance(len(chunk))
-                received += len(chunk)
-                if received >= _GOOD_PIECE:
+                if self._at >= good:
                     supplier.failures = 0
                 if time.monotonic() - began > web.PATIENCE.window:
+                    received = body.received()
                     if received - counted < web.PATIENCE.slowest * web.PATIENCE.window and len(self._usable()) > 1:
                         raise web.stalled()
                     began, counted = time.monotonic(), received

@@ -95,7 +95,7 @@ def test_what_is_asked_where_nothing_is_said():
     assert [source.names(names) for source in choose_sources(None, None)] == [
         ("ZhipuAI/chatglm2-6b",), *[("THUDM/chatglm2-6b", "zai-org/chatglm2-6b")] * 2
     ]
-    assert CHAT.repositories["chatglm-6b-int4"].modelscope == ("ZhipuAI/chatglm-6b-int4", "ZhipuAI/ChatGLM-6B-Int4")
+    assert CHAT.repositories["chatglm-6b-int4"].modelscope == ("ZhipuAI/ChatGLM-6B-Int4",)
 
 
 @pytest.mark.parametrize(
