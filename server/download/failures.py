@@ -93,6 +93,8 @@ def disk_failures(folder: Path) -> Iterator[None]:
     """Turns the OSErrors of writing into StartupErrors."""
     try:
         yield
+    except BrokenPipeError:  # the reader of what is printed has left
+        raise
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise disk_full(folder, disk_free(folder)) from error

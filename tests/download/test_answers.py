@@ -114,10 +114,10 @@ def test_pauses_for_ever(pause, servers, program):
 
 def test_answers_that_are_shorter_than_asked(servers, program):
     (hub,) = servers(1)
-    hub.most = 1_200_000
+    hub.most = 1_100_000
     fill(folder_of(program), {f"{SECOND}.part": SHARDS[SECOND][:100_000]})
-    assert contents(get(program, hub.url)) == MODEL
-    assert hub.ranges(SECOND) == ["bytes=100000-", "bytes=1300000-", "bytes=2500000-"]
+    assert contents(get(program, hub.url)) == MODEL  # each of them is good enough to forgive that it was short
+    assert hub.ranges(SECOND) == [f"bytes={begin}-" for begin in range(100_000, SIZE, 1_100_000)]
 
 
 @pytest.mark.parametrize("total", [str(SIZE + 1), str(SIZE - 1), "9" * 5000, "", "five"])
