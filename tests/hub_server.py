@@ -34,8 +34,8 @@ class Hub:
     ``locations``: file -> where its requests are redirected. ``signed``: files are redirected to addresses that are
     good for one request, each given out twice.
 
-    ``pages``: file -> what is answered in place of it, with 200. ``chunked``: answers do not say how long they are.
-    ``content_range``: that header, of every piece.
+    ``pages``: file, or "listing" -> what is answered in place of it, with 200. ``chunked``: answers do not say
+    how long they are. ``content_range``: that header, of every piece.
 
     ``certificate``: (certificate, key) with which it speaks https.
     """
@@ -155,6 +155,8 @@ class _Handler(BaseHTTPRequestHandler):
         return self._send(404, b"no such path")
 
     def _info(self, repository: str):
+        if page := self.hub.pages.get("listing"):
+            return self._send(200, page)
         files = self.hub.repositories.get(repository)
         if files is None:
             return self._send(404, b"{}", **{"X-Error-Code": "RepoNotFound"})
@@ -174,6 +176,8 @@ class _Handler(BaseHTTPRequestHandler):
         return None if self.hub.unsized else self.hub.claimed.get(name, len(content))
 
     def _modelscope_files(self, repository: str):
+        if page := self.hub.pages.get("listing"):
+            return self._send(200, page)
         files = self.hub.repositories.get(repository)
         if files is None:
             return self._send(404, b'{"Code": 10010205001, "Success": false, "Message": "record not found"}')

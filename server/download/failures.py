@@ -75,8 +75,13 @@ def lacks_files(folder: Path, missing: Sequence[str], places: Sequence[Source]) 
         f"The model on {where} is not complete, {folder} still lacks {names}: try another --source.", param="source")
 
 
-def disk_full(folder: Path, free: int, needed: int | None = None) -> StartupError:
-    zh, en = (f"要 {readable(needed)}，", f"{readable(needed)} are needed, ") if needed else ("", "")
+def disk_full(folder: Path, free: int, needed: int | None = None, *, converted: int = 0) -> StartupError:
+    """Sizes in bytes; ``converted``: what ``--prune`` takes of those that are ``needed``."""
+    zh, en = "", ""
+    if needed:
+        zh, en = f"要 {readable(needed)}，", f"{readable(needed)} are needed, "
+    if converted:
+        zh, en = f"{zh}其中转换（--prune）要 {readable(converted)}，", f"{en}{readable(converted)} of it for --prune, "
     return StartupError(f"{folder} 所在的磁盘满了：{zh}只剩 {readable(free)}。请腾出空间再试，已下载的部分会保留。",
                         f"The disk with {folder} is full: {en}{readable(free)} are free. Make room and try again; "
                         "what was downloaded is kept.")  # fmt: skip

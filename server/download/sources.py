@@ -113,7 +113,7 @@ class ModelScope:
             entries = response.json()["Data"]["Files"]
             files = [(entry["Path"], entry["Size"], entry.get("Sha256"))
                      for entry in entries if entry.get("Type") != "tree"]  # fmt: skip
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise web.senseless() from error
         return _listing(repository, "master", files)
 
@@ -212,7 +212,7 @@ def _as_source_errors() -> Iterator[None]:
             raise web.bad_proxy() from error
         except UnicodeError:
             raise
-        except ValueError as error:
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise web.senseless() from error
         except OSError as error:
             raise web.unreachable() from error

@@ -37,6 +37,11 @@ def part_of(folder: Path, name: str) -> Path:
     return folder / f"{name}.part"
 
 
+def is_of_use(size: int, wanted: Wanted) -> bool:
+    """Whether a part of ``size`` bytes may be the beginning of a file; without a hash nobody could tell."""
+    return wanted.sha256 is not None and size <= wanted.size
+
+
 class Transfer:
     """Fetches one file; ``run`` may be called once."""
 
@@ -78,15 +83,14 @@ class Transfer:
         return self._sha.hexdigest()
 
     def _take_up(self, part: Path, file: IO[bytes]) -> None:
+        self._sha, self._at = hashlib.sha256(), 0
         size = part.stat().st_size
-        if size and self._mixed:
+        if not is_of_use(size, self._wanted):
+            file.truncate(0)
+        elif size:
             self._progress.say(f"  检查已有的 {readable(size)}", f"  checking the {readable(size)} that are there")
-        self._sha, self._at = hashlib.sha256(), size
-        if size:
-            self._sha = hash_file(part, self._stop, lambda _: None)
+            self._sha, self._at = hash_file(part, self._stop, lambda _: None), size
             self._givers.add("")
-        if size > self._wanted.size or not self._mixed:
-            self._restart(file)
 
     def _restart(self, file: IO[bytes]) -> None:
         self._progress.advance(-self._at)

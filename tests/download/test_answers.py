@@ -168,6 +168,19 @@ def test_a_compressed_file_that_breaks_off(servers, program):
     assert contents(get(program, bad.url, good.url)) == MODEL
 
 
+@pytest.mark.parametrize("site", ["", "modelscope="])
+@pytest.mark.parametrize(
+    "page",
+    [b"<html>", b"5", b"[]", b'{"siblings": 5, "Data": 5}', b'{"siblings": [5], "Data": {"Files": [5]}}',
+     b'{"Data": null, "siblings": [{}]}', b"[" * 200_000],
+    ids=["page", "number", "list", "numbers", "entries", "null", "deep"],
+)  # fmt: skip
+def test_a_listing_that_makes_no_sense(page, site, servers, program):
+    (hub,) = servers(1)
+    hub.pages["listing"] = page
+    assert f"{hub.url}: gives answers that make no sense" in failure(program, f"{site}{hub.url}")
+
+
 def test_a_listing_without_sizes(servers, program):
     (hub,) = servers(1)
     hub.unsized = True
