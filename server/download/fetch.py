@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from server.config import ROOT
 from server.converted import SPARE_BYTES
 from server.download import failures, interrupts, web
-from server.download.check import Expected, State, check_files
+from server.download.check import Expected, Record, State, Stopped, check_files
 from server.download.folder import (
     CHAT,
     INDEXES,
@@ -30,7 +30,6 @@ from server.download.manifest import known_files
 from server.download.plan import Wanted, choose_version, is_text, is_weights, largest, make_plan, wanted_files
 from server.download.probing import Supplier, find_suppliers
 from server.download.progress import Progress, readable
-from server.download.record import Record, Stopped
 from server.download.sources import Source, choose_sources, find_listing, title
 from server.download.transfer import Exhausted, Transfer, is_of_use, part_of
 from server.download.web import SourceError

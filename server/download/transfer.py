@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from server.download import web
+from server.download.check import Stopped, hash_file
 from server.download.plan import Wanted
 from server.download.probing import Supplier
 from server.download.progress import Progress, readable
-from server.download.record import Stopped, hash_file
 from server.download.sources import title
 from server.download.web import SourceError
 

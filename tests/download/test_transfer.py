@@ -67,6 +67,22 @@ def test_a_source_that_asks_for_a_pause_is_not_waited_for(servers, program):
     assert time.monotonic() - began < 2 + 1 and FIRST in good.fetched()
 
 
+def test_of_two_sources_that_ask_for_a_pause_the_shorter_one_is_taken(servers, program):
+    busy, good = servers(2)
+    busy.statuses[FIRST], busy.retry_after = [429] * 9, "2"
+    good.statuses[FIRST] = [503]
+    began = time.monotonic()
+    assert contents(get(program, busy.url, good.url)) == MODEL
+    assert time.monotonic() - began < 2
+
+
+def test_a_source_that_failed_comes_behind_the_others(servers, program):
+    fails, good = servers(2)
+    fails.statuses[FIRST], fails.retry_after = [503] * 9, "0"
+    assert contents(get(program, fails.url, good.url)) == MODEL
+    assert fails.fetched().count(FIRST) == 1 and SECOND in fails.fetched()
+
+
 @pytest.mark.parametrize("fault", ["cut", "reset", "stall"])
 def test_the_only_source_is_asked_again(fault, servers, program):
     (hub,) = servers(1)
@@ -168,6 +184,20 @@ def test_wrong_bytes_in_a_piece_of_a_file(servers, program):
     assert contents(get(program, bad.url, good.url)) == MODEL
 
 
+def test_sources_that_take_turns_until_the_hash_is_wrong(servers, program):
+    """Then each of them has to give the whole alone, so that it is known who gives wrong bytes."""
+
+    class Always(dict):
+        def pop(self, name):
+            return self[name]
+
+    bad, good = servers(2)
+    bad.cut = good.cut = Always({SECOND: 1_100_000})
+    bad.wrong[SECOND] = b"\0" * 10 + SHARDS[SECOND][10:]
+    assert contents(get(program, bad.url, good.url)) == MODEL
+    assert good.ranges(SECOND)[-4:] == ["", "bytes=1100000-", "bytes=2200000-", "bytes=3300000-"]
+
+
 def test_what_an_earlier_run_left_may_be_wrong(servers, program):
     (hub,) = servers(1)
     fill(folder_of(program), {f"{SECOND}.part": DAMAGED[:500_000]})
@@ -222,6 +252,14 @@ def test_the_published_hash_decides_who_is_asked(servers, program):
     other.repositories = {REPOSITORY: {**MODEL, SECOND: DAMAGED}}
     assert contents(get(program, other.url, good.url)) == MODEL
     assert SECOND not in other.fetched()
+
+
+def test_without_a_hash_a_source_that_broke_off_goes_on(servers, program):
+    first, other = servers(2)
+    first.unhashed = other.unhashed = True
+    first.cut[SECOND] = LATE
+    assert contents(get(program, first.url, other.url)) == MODEL
+    assert first.ranges(SECOND)[-1] == f"bytes={LATE}-" and not other.fetched()
 
 
 def test_a_published_file_that_nobody_has(servers, program):
