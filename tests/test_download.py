@@ -164,7 +164,7 @@ def test_busy_server_is_asked_again(hub, tmp_path):
 
 
 def test_server_that_stays_broken(hub, tmp_path):
-    hub.statuses["/chatglm2-6b"] = [500] * 99
+    hub.statuses["/chatglm2-6b"], hub.retry_after = [500] * 99, "0"
     assert "500" in failure(tmp_path, hub.url)
 
 

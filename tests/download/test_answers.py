@@ -94,7 +94,7 @@ def test_certificates_that_nobody_vouches_for(certificate, program, monkeypatch)
 @pytest.mark.parametrize(
     "pause",
     ["0", "soon", "²", "-1", "Wed, 21 Oct 2015 07:28:00 GMT", "Mon, 01 Jan 0001 00:00:00 -0000",
-     "Sat, 21 Nov 2026 10:00:00 +999999999999"],
+     "Sat, 21 Nov 99999999999999999999 10:00:00 GMT"],
 )  # fmt: skip
 def test_pauses_that_are_over_or_none(pause, servers, program):
     (hub,) = servers(1)
@@ -143,7 +143,7 @@ def test_sources_that_give_everything_from_the_beginning_have_not_stalled(server
     """What comes before the byte that is wanted counts for the speed."""
     hubs = servers(2)
     for hub in hubs:
-        hub.ignores_range, hub.rate = True, 1.2e6
+        hub.ignores_range, hub.rate = True, 2.4e6
     fill(folder_of(program), {**MODEL, f"{SECOND}.part": SHARDS[SECOND][:3_000_000]})
     (folder_of(program) / SECOND).unlink()
     assert contents(get(program, *(hub.url for hub in hubs))) == MODEL
