@@ -1,11 +1,16 @@
 """Which sources are asked, and in which order."""
 
+import contextlib
 import socket
+import threading
 import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 from server.config import parse
+from server.download import web
 from server.download.folder import CHAT
 from server.download.sources import HF_MIRROR, HUGGING_FACE, MODELSCOPE, SOURCES, Hub, ModelScope, choose_sources, title
 from server.errors import StartupError
@@ -66,6 +71,42 @@ def test_a_source_that_never_answers_does_not_keep_anybody(servers, program, cap
         assert contents(get(program, f"modelscope={url}", hub.url)) == MODEL
         assert time.monotonic() - began < 5
     assert url in capsys.readouterr().out
+
+
+@pytest.fixture
+def dripping() -> Iterator[str]:
+    """Address of a site whose answers never end, and never pause long enough to be given up."""
+    stop = threading.Event()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                while not stop.wait(0.1):
+                    self.wfile.write(b" ")
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        stop.set()
+        server.shutdown()
+        thread.join()
+
+
+def test_an_answer_that_never_ends(dripping, servers, program, capsys, monkeypatch):
+    (hub,) = servers(1)
+    began = time.monotonic()
+    assert contents(get(program, f"modelscope={dripping}", hub.url)) == MODEL
+    assert time.monotonic() - began < web.PATIENCE.grace + 2
+    assert f"{dripping}: no answer" in capsys.readouterr().out
+    monkeypatch.setattr(web, "PATIENCE", web.PATIENCE._replace(longest=0.3))
+    with pytest.raises(StartupError, match=r"Could not download .*: no answer"):
+        get(program / "again", f"modelscope={dripping}")
 
 
 def test_a_source_that_ignores_ranges_comes_last(servers, program):

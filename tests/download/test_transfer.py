@@ -31,9 +31,6 @@ def failure(program, *sources: str) -> str:
     return caught.value.en
 
 
-# changing the source
-
-
 def test_a_stall_in_the_middle_of_a_file_goes_on_elsewhere_at_the_same_byte(servers, program, capsys):
     stalls, good = servers(2)
     stalls.stall[SECOND] = LATE
@@ -246,10 +243,11 @@ def test_compressed_answers_are_refused(servers, program):
 # what is known of the files
 
 
-def test_the_published_hash_decides_who_is_asked(servers, program):
+@pytest.mark.parametrize("listed", [DAMAGED, DAMAGED + b"more"], ids=["as large", "larger"])
+def test_the_published_hash_decides_who_is_asked(listed, servers, program):
     other, good = servers(2)
     publish(program, {SECOND: SHARDS[SECOND]})
-    other.repositories = {REPOSITORY: {**MODEL, SECOND: DAMAGED}}
+    other.repositories = {REPOSITORY: {**MODEL, SECOND: listed}}
     assert contents(get(program, other.url, good.url)) == MODEL
     assert SECOND not in other.fetched()
 
@@ -278,6 +276,15 @@ def test_the_published_hash_is_checked_where_the_listing_has_none(servers, progr
     publish(program, {SECOND: SHARDS[SECOND]}, sized=False)
     bad.unhashed, bad.wrong[SECOND] = True, DAMAGED
     assert contents(get(program, bad.url, good.url)) == MODEL
+
+
+def test_the_published_size_is_compared_where_listings_have_no_hash(servers, program):
+    other, good = servers(2)
+    publish(program, {SECOND: SHARDS[SECOND]})
+    other.unhashed = good.unhashed = True
+    other.repositories = {REPOSITORY: {**MODEL, SECOND: DAMAGED + b"more"}}
+    assert contents(get(program, other.url, good.url)) == MODEL
+    assert SECOND not in other.fetched()
 
 
 def test_without_a_hash_no_file_is_made_of_two(servers, program):
