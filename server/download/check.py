@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from server.converted import Converted, has_right_sums
-from server.download.folder import converted_files, is_pointer
+from server.download.folder import converted_files
 from server.download.plan import is_text
 from server.download.progress import Progress, readable
 from server.file_lock import PRIVATE
@@ -65,8 +65,6 @@ def check_file(
     path = folder / name
     if not path.is_file():
         return State.ABSENT
-    if is_pointer(path):
-        return State.BROKEN
     if is_text(name):  # people edit these, and sources have them in different versions
         return State.RIGHT if _is_readable(path) else State.BROKEN
     if size is not None and path.stat().st_size != size:
@@ -104,7 +102,7 @@ def converted_name(file: Converted) -> str:
 def _needs_hashing(folder: Path, name: str, size: int | None, sha256: str | None, *, again: bool = False) -> int:
     """Bytes that ``check_file`` will hash."""
     path = folder / name
-    if sha256 is None or is_text(name) or not path.is_file() or is_pointer(path):
+    if sha256 is None or is_text(name) or not path.is_file():
         return 0
     there = path.stat().st_size
     if size not in (None, there) or (not again and _is_remembered(Record(folder), name, sha256)):

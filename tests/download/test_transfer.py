@@ -16,7 +16,6 @@ from tests.download.conftest import (
     fill,
     folder_of,
     get,
-    publish,
 )
 
 SIZE = len(SHARDS[SECOND])
@@ -54,6 +53,14 @@ def test_one_file_that_is_refused_comes_from_another_source(servers, program):
         folder = get(program / str(status), refuses.url, good.url)
         assert contents(folder) == MODEL
         assert FIRST in good.fetched() and SECOND not in good.fetched(), status
+
+
+def test_a_version_that_nobody_gives_makes_way_for_another(servers, program):
+    refuses, good = servers(2)
+    refuses.repositories = {REPOSITORY: {**MODEL, FIRST: SHARDS[SECOND][:1_000_000]}}
+    refuses.statuses[FIRST] = [403] * 9
+    assert contents(get(program, refuses.url, good.url)) == MODEL
+    assert SECOND not in good.fetched()
 
 
 def test_a_source_that_asks_for_a_pause_is_not_waited_for(servers, program):
@@ -238,62 +245,3 @@ def test_compressed_answers_are_refused(servers, program):
     (hub,) = servers(1)
     hub.compresses = True
     assert "does not give the file as it is (compressed)" in failure(program, hub.url)
-
-
-# what is known of the files
-
-
-@pytest.mark.parametrize("listed", [DAMAGED, DAMAGED + b"more"], ids=["as large", "larger"])
-def test_the_published_hash_decides_who_is_asked(listed, servers, program):
-    other, good = servers(2)
-    publish(program, {SECOND: SHARDS[SECOND]})
-    other.repositories = {REPOSITORY: {**MODEL, SECOND: listed}}
-    assert contents(get(program, other.url, good.url)) == MODEL
-    assert SECOND not in other.fetched()
-
-
-def test_without_a_hash_a_source_that_broke_off_goes_on(servers, program):
-    first, other = servers(2)
-    first.unhashed = other.unhashed = True
-    first.cut[SECOND] = LATE
-    assert contents(get(program, first.url, other.url)) == MODEL
-    assert first.ranges(SECOND)[-1] == f"bytes={LATE}-" and not other.fetched()
-
-
-def test_a_published_file_that_nobody_has(servers, program):
-    (hub,) = servers(1)
-    publish(program, {SECOND: DAMAGED})
-    assert f"No source has {SECOND} as it was published" in failure(program, hub.url)
-    publish(program, {SECOND: SHARDS[SECOND][:-1]})
-    assert f"No source has {SECOND} as it was published" in failure(program, hub.url)
-    publish(program, {SECOND: DAMAGED}, sized=False)
-    hub.unhashed = True
-    assert "has a file with other contents" in failure(program, hub.url)
-
-
-def test_the_published_hash_is_checked_where_the_listing_has_none(servers, program):
-    bad, good = servers(2)
-    publish(program, {SECOND: SHARDS[SECOND]}, sized=False)
-    bad.unhashed, bad.wrong[SECOND] = True, DAMAGED
-    assert contents(get(program, bad.url, good.url)) == MODEL
-
-
-def test_the_published_size_is_compared_where_listings_have_no_hash(servers, program):
-    other, good = servers(2)
-    publish(program, {SECOND: SHARDS[SECOND]})
-    other.unhashed = good.unhashed = True
-    other.repositories = {REPOSITORY: {**MODEL, SECOND: DAMAGED + b"more"}}
-    assert contents(get(program, other.url, good.url)) == MODEL
-    assert SECOND not in other.fetched()
-
-
-def test_without_a_hash_no_file_is_made_of_two(servers, program):
-    fails, good = servers(2)
-    for hub in (fails, good):
-        hub.unhashed = True
-    good.wrong[SECOND] = b"x" * SIZE  # another version, as large by chance
-    fails.cut[SECOND] = LATE
-    serve_once(fails)
-    fill(folder_of(program), {f"{FIRST}.part": b"?" * 1000})  # nobody could tell whether it belongs here
-    there = contents(get(program, fails.url, good.url))
-    assert there[FIRST] == SHARDS[FIRST] and there[SECOND] == b"x" * SIZE
