@@ -15,7 +15,7 @@ from server.download.folder import CHAT
 from server.download.sources import HF_MIRROR, HUGGING_FACE, MODELSCOPE, SOURCES, Hub, ModelScope, choose_sources, title
 from server.errors import StartupError
 from server.option_types import SOURCE_NAMES
-from tests.download.conftest import MODEL, NAME, NOWHERE, ON_MODELSCOPE, REPOSITORY, contents, folder_of, get
+from tests.download.conftest import MODEL, NAME, NOWHERE, ON_MODELSCOPE, REPOSITORY, SECOND, contents, folder_of, get
 
 
 def test_the_fastest_source_gives_everything(servers, program, capsys):
@@ -71,6 +71,16 @@ def test_a_source_that_never_answers_does_not_keep_anybody(servers, program, cap
         assert contents(get(program, f"modelscope={url}", hub.url)) == MODEL
         assert time.monotonic() - began < 5
     assert url in capsys.readouterr().out
+
+
+def test_a_source_that_is_too_slow_to_be_waited_for_still_helps(servers, program, monkeypatch, capsys):
+    stalls, slow = servers(2)
+    slow.rate = 1.5e6
+    monkeypatch.setattr(web, "PATIENCE", web.PATIENCE._replace(grace=0.3))
+    stalls.stall[SECOND] = 2_200_000
+    assert contents(get(program, stalls.url, slow.url)) == MODEL
+    said = capsys.readouterr().out
+    assert f"MB/s), {slow.url} to" in said and f"going on at 2.2 MB from {slow.url}" in said
 
 
 @pytest.fixture
