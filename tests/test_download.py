@@ -2,8 +2,6 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -70,13 +68,6 @@ def start(root: Path, endpoint: str, *argv: str, script: str = SCRIPT) -> subpro
     env = {**kept, "HF_ENDPOINT": endpoint, "HF_HOME": str(root / "hf"), "PYTHONUTF8": "1", "NO_PROXY": "127.0.0.1"}
     return subprocess.Popen([sys.executable, "-c", script, str(root), *argv], cwd=ROOT, env=env, text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8")  # fmt: skip
-
-
-def wait_until(is_true: Callable[[], bool], seconds: float = 20) -> None:
-    end = time.monotonic() + seconds
-    while not is_true():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 def run(root: Path, endpoint: str, *argv: str) -> tuple[int, str, str]:

@@ -76,7 +76,7 @@ def test_a_source_that_never_answers_does_not_keep_anybody(servers, program, cap
 def test_a_source_that_is_too_slow_to_be_waited_for_still_helps(servers, program, monkeypatch, capsys):
     stalls, slow = servers(2)
     slow.rate = 1.5e6
-    monkeypatch.setattr(web, "PATIENCE", web.PATIENCE._replace(grace=0.3))
+    monkeypatch.setattr(web, "PATIENCE", web.PATIENCE._replace(grace=0.3, probe=5))
     stalls.stall[SECOND] = 2_200_000
     assert contents(get(program, stalls.url, slow.url)) == MODEL
     said = capsys.readouterr().out
@@ -113,7 +113,7 @@ def test_an_answer_that_never_ends(dripping, servers, program, capsys, monkeypat
     monkeypatch.setattr(web, "PATIENCE", web.PATIENCE._replace(grace=0.5))
     began = time.monotonic()
     assert contents(get(program, f"modelscope={dripping}", hub.url)) == MODEL
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 6
     assert f"{dripping}: no answer" in capsys.readouterr().out
     monkeypatch.setattr(web, "PATIENCE", web.PATIENCE._replace(longest=0.3))
     with pytest.raises(StartupError, match=r"Could not download .*: no answer"):

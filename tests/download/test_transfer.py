@@ -75,9 +75,8 @@ def test_of_two_sources_that_ask_for_a_pause_the_shorter_one_is_taken(servers, p
     busy, good = servers(2)
     busy.statuses[FIRST], busy.retry_after = [429] * 9, "2"
     good.statuses[FIRST] = [503]
-    began = time.monotonic()
     assert contents(get(program, busy.url, good.url)) == MODEL
-    assert time.monotonic() - began < 2
+    assert busy.fetched().count(FIRST) == 1
 
 
 def test_a_source_that_failed_comes_behind_the_others(servers, program):
