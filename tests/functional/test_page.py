@@ -112,7 +112,8 @@ def test_several_conversations(page, engine):
     assert page.browser.evaluate("document.querySelectorAll('article').length") == 0
     page.answer_to("乙")
     assert len(engine.requests[1].messages) == 1
-    assert page.browser.evaluate("[...document.querySelectorAll('#list a')].map(one => one.textContent)") == ["乙", "甲"]
+    titles = page.browser.evaluate("[...document.querySelectorAll('#list a')].map(one => one.textContent)")
+    assert titles == ["乙", "甲"]
     page.browser.evaluate("document.querySelectorAll('#list a')[1].click()")
     page.until("document.querySelector('.question')?.textContent === '甲'")
     page.browser.evaluate("window.confirm = () => true")
