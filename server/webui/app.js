@@ -36,6 +36,11 @@ function openNamed() {
   open(running.get(id)?.conversation ?? store.load(id) ?? store.create());
 }
 
+function begin() {
+  history.pushState(null, "", location.pathname);
+  open(store.create());
+}
+
 function showState() {
   send.hidden = running.has(current.id);
   stop.hidden = !send.hidden;
@@ -62,9 +67,10 @@ function discard(conversation) {
   running.delete(conversation.id);
   store.remove(conversation.id);
   if (conversation.id === current.id) {
-    location.hash = "";
+    begin();
+  } else {
+    showState();
   }
-  showState();
 }
 
 // ---- questions ----
@@ -202,10 +208,7 @@ question.addEventListener("keydown", (event) => {
 });
 question.addEventListener("input", grow);
 stop.addEventListener("click", halt);
-document.querySelector("#new").addEventListener("click", () => {
-  location.hash = "";
-  open(store.create());
-});
+document.querySelector("#new").addEventListener("click", begin);
 document.querySelector("#menu").addEventListener("click", () => document.body.classList.toggle("menu"));
 for (const suggestion of document.querySelectorAll("#empty button")) {
   suggestion.addEventListener("click", () => ask(suggestion.textContent));
