@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 
@@ -34,18 +33,15 @@ from tests.hub_server import Hub
 DEMO = ROOT / "THUDM" / "demo"
 NAME = "chatglm2-6b"
 NOWHERE = "http://127.0.0.1:9"
+RENAMED = 5  # what was left of a killed run removed, tensors, header, fsync, rename
+EVERY = -1  # one process after the other is killed, each a step later, until one comes to its end
 SCRIPT = """
-import os, signal, sys
+import os, shutil, signal, sys
 from pathlib import Path
-from server import __main__, converted, prune
+from server import __main__, converted, converting, prune
 from server.download import command, manifest
-from server.models import convert, loader
-root, kill_at = Path(sys.argv[1]), int(sys.argv[2])
-manifest.MANIFEST = root / "manifest.json"
-loader.CACHED_FROM = 0
+from server.models import loader
 really, other, steps = prune.prune, command.download, 0
-prune.prune = lambda config: really(config, root)
-command.download = lambda config: other(config, root)
 
 def deadly(function):  # the kill_at-th call, of all that matter to the disk, is the last thing that is done
     def step(*args, **keywords):
@@ -57,10 +53,28 @@ def deadly(function):  # the kill_at-th call, of all that matter to the disk, is
         return result
     return step
 
-for owner, name in ((convert, "_add"), (os, "fsync"), (os, "replace"), (Path, "unlink"), (prune, "has_right_sums")):
-    setattr(owner, name, deadly(getattr(owner, name)))
-code = __main__._run(["download", "--language", "en", *sys.argv[3:]])
-print("steps", steps)
+def run(root, argv):
+    manifest.MANIFEST = root / "manifest.json"
+    loader.CACHED_FROM = 0
+    prune.prune = lambda config: really(config, root)
+    command.download = lambda config: other(config, root)
+    for owner, name in ((converting.Sources, "described"), (converting, "_write_all"), (os, "fsync"), (os, "replace"),
+                        (Path, "unlink"), (prune, "has_right_sums")):
+        setattr(owner, name, deadly(getattr(owner, name)))
+    return __main__._run(["download", "--language", "en", *argv])
+
+home, kill_at, argv = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
+if kill_at >= 0:
+    sys.exit(run(home, argv))
+import torch, server.adapters, server.download.fetch  # once, and not in each of the processes
+kill_at = code = 0
+while not kill_at or code == -signal.SIGKILL:
+    kill_at += 1
+    root = shutil.copytree(home / "0", home / str(kill_at))
+    if pid := os.fork():
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    else:
+        os._exit(run(root, argv))
 sys.exit(code)
 """
 needs_compiler = pytest.mark.skipif(not available(), reason="no C compiler for the CPU kernels")
@@ -169,24 +183,26 @@ def test_after_the_last_kept_file_is_damaged_the_user_is_told_what_to_do(root, m
 @pytest.mark.skipif(os.name == "nt", reason="no SIGKILL")
 @pytest.mark.parametrize("bits", [16, pytest.param(4, marks=needs_compiler)])
 def test_killed_at_any_moment_it_leaves_a_model_that_starts(root, bits, monkeypatch):
-    """After each step of the last ones: the last tensor is written, synced, renamed, checked, each original deleted."""
+    """After each step: the tensors are written, the header, all is synced, renamed, checked, each original deleted."""
     monkeypatch.setattr(loader, "CACHED_FROM", 0)
-    folder, options = root / "THUDM" / "mine", ("-q", str(bits), "--device", "cpu")
-    ops = TorchOps() if bits == 16 else CpuOps(1)
-    pickled_demo(folder)
-    before = load_logits(folder, bits, ops)
-    shutil.rmtree(folder)
-    pickled_demo(folder)
-    steps = int(prune(root, "mine", *options)[1].rpartition("steps ")[2])
-    for kill_at in range(steps - 8 if bits == 16 else 1, steps + 1):
-        shutil.rmtree(folder)
-        pickled_demo(folder)
-        assert prune(root, "mine", *options, kill_at=kill_at)[0] == -signal.SIGKILL
-        assert not missing_files(folder) and torch.equal(load_logits(folder, bits, ops), before), kill_at
-        config = Config(model="mine", quantize=bits, device="cpu", language="en")
-        assert module.prune(config, root) == 0
-        assert not pickles(folder) and not [*folder.rglob("*.part"), *folder.rglob("*.converting")]
+    options, ops = ("-q", str(bits), "--device", "cpu"), TorchOps() if bits == 16 else CpuOps(1)
+    before = load_logits(pickled_demo(root / "as it was"), bits, ops)
+    pickled_demo(root / "0" / "THUDM" / "mine")
+    shutil.copy(root / "manifest.json", root / "0")
+    code, _, err = prune(root, "mine", *options, kill_at=EVERY)
+    assert code == 0, err
+    *killed, whole = sorted((path for path in root.iterdir() if path.name.isdigit() and path.name != "0"),
+                            key=lambda path: int(path.name))  # fmt: skip
+    assert len(killed) == 11 and not pickles(whole / "THUDM" / "mine")
+    left = set()
+    for place in killed:
+        folder = place / "THUDM" / "mine"
+        left.add(len(pickles(folder)))
+        assert not missing_files(folder) and torch.equal(load_logits(folder, bits, ops), before), place.name
+        assert module.prune(Config(model="mine", quantize=bits, device="cpu", language="en"), place) == 0
+        assert not pickles(folder) and not [*folder.rglob(".converting")]
         assert torch.equal(load_logits(folder, bits, ops), before)
+    assert left == {0, 1, 2, 3}
 
 
 def load_logits(folder, bits, ops):
@@ -227,8 +243,8 @@ def test_a_damaged_original_is_not_deleted(root, mine):
 
 
 def test_a_damaged_result_is_noticed(root, mine):
-    prune(root, str(mine), kill_at=len(load_file(DEMO / "model.safetensors")) + 3)  # it is there, all originals too
-    assert len(pickles(mine)) == 3
+    prune(root, str(mine), kill_at=RENAMED)  # it is there, all originals too
+    assert len(pickles(mine)) == 3 and whole_file(mine).exists()
     content = bytearray(whole_file(mine).read_bytes())
     content[-1] ^= 1
     whole_file(mine).write_bytes(content)
