@@ -20,6 +20,7 @@ from server.download import ensure_edition
 from server.download.folder import missing_files
 from server.engine.kv_cache import KVCache
 from server.errors import ModelError, StartupError
+from server.file_lock import folder_lock
 from server.hardware import Hardware
 from server.kernels.build import available
 from server.kernels.cpu_ops import CpuOps
@@ -49,7 +50,7 @@ def deadly(function):  # the kill_at-th call, of all that matter to the disk, is
         result = function(*args, **keywords)
         steps += 1
         if steps == kill_at:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), signal.SIGINT if "interrupt" in os.environ else signal.SIGKILL)
         return result
     return step
 
@@ -234,6 +235,25 @@ def test_links_to_files_elsewhere_are_left(root, mine):
     (mine / pickles(mine)[0]).rename(blob)
     (mine / "pytorch_model-00001-of-00003.bin").symlink_to(blob)
     assert "only a link" in refused(root, str(mine)) and len(pickles(mine)) == 3 and blob.exists()
+
+
+def test_ctrl_c_deletes_nothing_and_says_so(root, mine, monkeypatch):
+    monkeypatch.setenv("interrupt", "1")
+    code, _, err = prune(root, str(mine), kill_at=RENAMED - 2)
+    assert code == 130 and "nothing was deleted" in err and err.count("\n") == 1
+    assert len(pickles(mine)) == 3 and not whole_file(mine).exists() and not (mine / ".converting").exists()
+
+
+def test_another_program_in_the_folder_is_waited_for(root, mine):
+    with folder_lock(mine):
+        assert "try again when it is done" in refused(root, str(mine)) and len(pickles(mine)) == 3
+
+
+@pytest.mark.parametrize("options", [(), pytest.param(("-q", "4", "--device", "cpu"), marks=needs_compiler)], ids=str)
+def test_a_full_disk_deletes_nothing(root, small_disk, options):
+    folder = pickled_demo(small_disk / "mine")
+    err = refused(root, str(folder), *options)
+    assert "is full" in err and "are needed" in err and len(pickles(folder)) == 3
 
 
 def test_a_damaged_original_is_not_deleted(root, mine):

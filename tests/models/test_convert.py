@@ -124,6 +124,16 @@ def test_what_safetensors_cannot_hold_is_read_as_it_is(folder, any_size, caplog)
     assert "not converted" in caplog.text and not whole_file(folder).exists()
 
 
+def test_a_file_that_changes_while_it_is_converted_is_another_one(folder):
+    write_bin(folder)
+    (path,) = weight_files(folder)
+    with Sources([path]) as sources:
+        os.utime(path)
+        converting.write(whole_file(folder), WEIGHTS.items(), 0, sources)
+    (made,) = read(whole_file(folder)).sources.values()
+    assert made["mtime_ns"] != path.stat().st_mtime_ns
+
+
 def test_views_and_shared_tensors(folder):
     table = torch.arange(24.0).view(4, 6)
     tensors = {"a": table, "b": table, "turned": table.t(), "one": table[2, 3], "none": torch.zeros(0, 3)}

@@ -229,6 +229,13 @@ def test_what_the_file_says_of_itself(demo, ops):
     assert said["version"] == converted.VERSION
     assert {source["name"] for source in said["sources"]} == {"model.safetensors"}
     assert all(len(source["sha256"]) == 64 for source in said["sources"])
+    header = json.loads(cached(demo).read_bytes()[8 : 2**20])
+    places = [entry["data_offsets"][0] for name, entry in header.items() if name != "__metadata__"]
+    with safe_open(cached(demo), "pt") as file:
+        sizes = {name: file.get_tensor(name).itemsize for name in file.keys()}  # noqa: SIM118
+    assert len(set(sizes.values())) > 1 and places == sorted(places), "not in the order of the file"
+    in_order = [sizes[name] for name in header if name != "__metadata__"]
+    assert in_order == sorted(in_order, reverse=True), "a tensor may begin where its numbers cannot"
 
 
 def test_an_adapter_is_merged_into_the_original_weights(tmp_path, ops):
