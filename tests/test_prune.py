@@ -39,9 +39,8 @@ EVERY = -1  # one process after the other is killed, each a step later, until on
 SCRIPT = """
 import os, shutil, signal, sys
 from pathlib import Path
-from server import __main__, converted, converting, prune
+from server import __main__, prune
 from server.download import command, manifest
-from server.models import loader
 really, other, steps = prune.prune, command.download, 0
 
 def deadly(function):  # the kill_at-th call, of all that matter to the disk, is the last thing that is done
@@ -56,18 +55,24 @@ def deadly(function):  # the kill_at-th call, of all that matter to the disk, is
 
 def run(root, argv):
     manifest.MANIFEST = root / "manifest.json"
+    command.download = lambda config: other(config, root)
+    if "--prune" in argv:
+        prepare(root)
+    return __main__._run(["download", "--language", "en", *argv])
+
+def prepare(root):
+    from server import converting
+    from server.models import loader
     loader.CACHED_FROM = 0
     prune.prune = lambda config: really(config, root)
-    command.download = lambda config: other(config, root)
     for owner, name in ((converting.Sources, "described"), (converting, "_write_all"), (os, "fsync"), (os, "replace"),
                         (Path, "unlink"), (prune, "has_right_sums")):
         setattr(owner, name, deadly(getattr(owner, name)))
-    return __main__._run(["download", "--language", "en", *argv])
 
 home, kill_at, argv = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
 if kill_at >= 0:
     sys.exit(run(home, argv))
-import torch, server.adapters, server.download.fetch  # once, and not in each of the processes
+import torch, server.adapters, server.download.fetch, server.models.loader  # once, and not in each of the processes
 kill_at = code = 0
 while not kill_at or code == -signal.SIGKILL:
     kill_at += 1
@@ -142,7 +147,7 @@ def mine(root):
     return pickled_demo(root / "我的 模型")
 
 
-def test_a_start_reads_the_converted_file_alone_and_answers_the_same(root, mine):
+def test_a_start_reads_the_converted_file_alone_and_answers_the_same(root, mine, capsys):
     before = answer(mine)
     size = sum((mine / name).stat().st_size for name in pickles(mine))
     code, out, err = prune(root, str(mine))
@@ -150,8 +155,8 @@ def test_a_start_reads_the_converted_file_alone_and_answers_the_same(root, mine)
     assert f"Deleted 3 original files of weights, {size / 1e6:.1f} MB were freed" in out
     assert not pickles(mine) and whole_file(mine).is_file() and not missing_files(mine)
     assert answer(mine) == before
-    code, out, _ = prune(root, str(mine))
-    assert code == 0 and "nothing to delete" in out
+    assert module.prune(Config(model=str(mine), language="en"), root) == 0
+    assert "nothing to delete" in capsys.readouterr().out
 
 
 @needs_compiler
@@ -160,13 +165,11 @@ def test_what_the_cpu_needs_is_kept_quantized(root, mine, capsys):
     code, out, err = prune(root, str(mine), "-q", "4", "--device", "cpu")
     assert code == 0 and "quantized/cpu-int4.safetensors" in out, err
     assert not pickles(mine) and not whole_file(mine).exists() and not missing_files(mine)
-    assert answer(mine, "-q", "4") == before
     assert answer(mine) == before  # nothing was asked for: what is there is used
     for options in (("-q", "8"), ("-q", "16")):
         config = Config(model=str(mine), quantize=int(options[1]), device="cpu", language="en")
         with pytest.raises(ModelError, match="runs only on the CPU with -q 4"):
             ensure_edition(config, root)
-    assert prune(root, str(mine), "-q", "4", "--device", "cpu")[0] == 0
 
 
 @needs_compiler
