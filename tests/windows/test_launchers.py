@@ -1,5 +1,6 @@
 """The launchers as users start them: everywhere, in whatever state their machine is."""
 
+import shutil
 import socket
 import time
 
@@ -7,7 +8,7 @@ import pytest
 
 from server.kernels.build import VARIANTS
 from tests.conftest import ROOT
-from tests.windows.bundle import Running, kept_window
+from tests.windows.bundle import Bundle, Running, kept_window
 
 SMALL = "start_small_vram.bat"
 
@@ -113,6 +114,20 @@ def test_failures_keep_the_window_and_give_the_exit_code(bundle, arguments, said
     assert unattended.returncode == 2 and not kept_window(unattended.stdout)
 
 
+@pytest.mark.parametrize("bat", ["start_small_vram.bat", "setup_offline.bat", "诊断.bat"])
+def test_a_launcher_without_the_program_says_so(bundle, bat):
+    """What Explorer does when it is started within the zip, and what people do who copy it to their desktop."""
+    alone = Bundle(bundle.rig, bundle.rig.lab / "Temp1 (alone)")
+    shutil.rmtree(alone.root, ignore_errors=True)
+    alone.root.mkdir()
+    shutil.copy(bundle.root / bat, alone.root)
+    before = {path.name for path in bundle.rig.system32.iterdir()}
+    done = alone.run(bat)
+    assert done.returncode == 1 and "Unpack the whole zip" in done.stdout and kept_window(done.stdout), done.stdout
+    assert [path.name for path in alone.root.iterdir()] == [bat]
+    assert {path.name for path in bundle.rig.system32.iterdir()} == before
+
+
 def test_port_of_another_program(bundle):
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
@@ -137,7 +152,6 @@ def test_help_of_every_launcher(bundle):
             assert done.returncode == 0 and "--port" in done.stdout, bat.name
 
 
-@pytest.mark.skipif(not (ROOT / "诊断.bat").exists(), reason="诊断.bat is not there yet")
 def test_doctor(bundle):
     done = bundle.run("诊断.bat", "--model", "demo")
     assert done.returncode in (0, 1) and "Python" in done.stdout and "Traceback" not in done.stdout, done.stdout
