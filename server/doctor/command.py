@@ -44,6 +44,10 @@ def read_options(
     except ImportError as error:  # Python 3.10 reads config.toml with a package
         wrong = StartupError(f"读不了 config.toml（{error}）：请{SETUP[0]}。",
                              f"config.toml cannot be read ({error}): {SETUP[1]}.")
+    except Exception as error:  # RecursionError, say, of a file full of brackets
+        words = f"{type(error).__name__}: {error}"
+        wrong = StartupError(f"读不了设置（{words}）：请检查 config.toml，或者删掉它。",
+                             f"The settings cannot be read ({words}): look at config.toml, or delete it.")
     quiet = {"CHATGLM_LANG": language_of(argv, env)}
     return parse(argv, env=quiet, root=root / "no config.toml here", program=program), wrong
 
@@ -53,14 +57,15 @@ def _show(config: Config, wrong: ServerError | None) -> list[Outcome]:
     checks = all_checks(Machine(config), wrong)
     if config.json:
         outcomes = list(run_all(checks))
-        print(json.dumps(as_json(outcomes, config), ensure_ascii=False, indent=1), flush=True)
+        print(json.dumps(as_json(outcomes, config), indent=1), flush=True)  # ASCII, whatever the encoding is
         return outcomes
     page, outcomes = page_for(config.language), []
     print(page.head(), flush=True)
     for outcome in run_all(checks):
         outcomes.append(outcome)
-        print("\n".join(page.lines(outcome)), flush=True)
-    print(page.summary(outcomes), flush=True)
+        for line in page.fine(outcome):
+            print(line, flush=True)
+    print("\n".join(page.summary(outcomes)), flush=True)
     return outcomes
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
 import sys
@@ -49,10 +50,10 @@ def _windows_adapters() -> tuple[str, ...]:
         with winreg.OpenKey(winreg.HKEY_LOCAL_MACHINE, _DISPLAY_CLASS) as adapters:
             for number in range(winreg.QueryInfoKey(adapters)[0]):
                 name = winreg.EnumKey(adapters, number)
-                if re.fullmatch(r"\d{4}", name):
-                    with winreg.OpenKey(adapters, name) as adapter:
-                        names.append(str(winreg.QueryValueEx(adapter, "DriverDesc")[0]))
-    except OSError:  # nothing more to read
+                # one that bears no name, or may not be read, hides no other
+                with contextlib.suppress(OSError), winreg.OpenKey(adapters, name) as adapter:
+                    names.append(str(winreg.QueryValueEx(adapter, "DriverDesc")[0]))
+    except OSError:  # there is no such key
         pass
     return tuple(names)
 

@@ -23,6 +23,10 @@ def judge_memory(memory: Memory, system: str = sys.platform) -> Result:
                 f"{gib(memory.available)} of {gib(memory.total)} are free; {name[1]} {gib(memory.page_file)}, programs "
                 f"may ask for {gib(memory.reservable)}")
     complaints: list[Complaint] = []
+    if not memory.total:
+        unknown = warning("系统没有说有多少内存", "the system does not say how much there is",
+                          do=("在 Linux 上检查 /proc 有没有挂载", "on Linux see whether /proc is mounted"))
+        return conclude(None, [unknown], facts=memory._asdict())
     if memory.total < SMALL:
         complaints.append(warning("比 6 GiB 少，6B 的模型没有显卡跑不起来",
                                   "less than 6 GiB: too little for a 6B model without a GPU",

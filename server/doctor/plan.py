@@ -14,10 +14,11 @@ FREE = ("关掉别的程序，或用 --profile small、--model demo、较小的 
 def judge_profile(profile: LaunchProfile) -> Result:
     bits = ("不量化", "not quantized") if profile.bits == 16 else (f"int{profile.bits}", f"int{profile.bits}")
     slots, length = profile.slots, profile.max_length
-    said = Note(f"{profile.name}（{bits[0]}，{profile.dtype}，设备 {profile.device}，同时 {slots} 个请求，"
-                f"每个最多 {length} token），因为{profile.reason.zh}",
-                f"{profile.name} ({bits[1]}, {profile.dtype}, on {profile.device}, {slots} requests at once of at most "
-                f"{length} tokens): {profile.reason.en}")
+    # the reason first, for a narrow window cuts the end
+    said = Note(f"{profile.reason.zh}，所以用 {profile.name} 档（{bits[0]}，{profile.dtype}，{profile.device}，"
+                f"{slots} 个请求 x {length} token）",
+                f"{profile.reason.en}, so it is {profile.name} ({bits[1]}, {profile.dtype}, {profile.device}, "
+                f"{slots} requests x {length} tokens)")
     facts = {
         "name": profile.name,
         "bits": profile.bits,

@@ -145,7 +145,7 @@ def test_checks_that_cannot_look_are_results(bare, copy):
     done = call(bare, "--model", "no-such-model", "--port", "0", "--json", root=copy)
     found = results(done)
     assert done.returncode == 1 and list(found) == IDS
-    assert "the check itself failed (FileNotFoundError" in found["packages"]["finding"]["en"]
+    assert "requirements.txt cannot be read (No such file or directory)" in found["packages"]["finding"]["en"]
     assert "There is no model no-such-model" in found["model"]["finding"]["en"]
     assert found["memory"]["state"] != "problem"
 

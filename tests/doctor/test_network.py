@@ -10,7 +10,8 @@ import threading
 
 import pytest
 
-from server.doctor import network, port
+from server import running
+from server.doctor import network
 from server.doctor.network import Proxies, find_addresses, judge_lan, judge_proxies, read_proxies
 from server.doctor.port import Port, judge_port, look_at_port, parse_netstat, parse_tasklist
 from server.doctor.result import State
@@ -62,7 +63,7 @@ def test_somebody_elses_server_is_named():
 
 
 def test_one_that_is_silent_may_be_loading_a_model(monkeypatch):
-    monkeypatch.setattr(port, "_SECONDS", 0.3)
+    monkeypatch.setattr(running, "_SECONDS", 0.3)
     with socket.create_server((HERE, 0)) as silent:
         result = judge_port(look_at_port(HERE, silent.getsockname()[1]))
     assert result.state is State.WARNING and "loading its model" in result.advice.en
