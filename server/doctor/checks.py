@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -67,7 +68,7 @@ def _runtime() -> Result:
 
 
 def _gpus(here: Machine) -> Result:
-    return graphics.judge_gpus(here.gpus(), graphics.find_adapters(), here.env)
+    return graphics.judge_gpus(here.gpus(), graphics.find_adapters(), here.env, bool(shutil.which("nvidia-smi")))
 
 
 def _torch(here: Machine) -> Result:
@@ -130,7 +131,7 @@ def _kernels(here: Machine) -> Result:
         loaded = failure
     try:
         on_gpu = here.profile()[0].device != "cpu"
-    except ServerError:
+    except Exception:  # that check says it
         on_gpu = False
     return runtime.judge_kernels(loaded, find_compiler(), on_gpu)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -24,7 +25,15 @@ def doctor(argv: Sequence[str]) -> int:
     ``argv`` begins with the command's name. A faulty config.toml or environment is what a check says, not an error.
     """
     config, wrong = read_options(argv)
-    outcomes = _show(config, wrong)
+    try:
+        outcomes = _show(config, wrong)
+    except BrokenPipeError:  # whose reader has left: __main__'s to end quietly
+        raise
+    except OSError as error:  # a full disk; Windows' pipes fail like this too
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still in the buffer
+        raise StartupError(f"结果写不出来（{error.strerror}）：请检查磁盘，或者不要重定向输出。",
+                           f"The results cannot be written ({error.strerror}): look at the disk, or let them be shown "
+                           "in the window.") from None
     if config.zip:
         path = write_zip(outcomes, config, ROOT)
         if not config.json:

@@ -116,7 +116,7 @@ def _sha256(path: Path, deadline: float) -> str | None:
 
 
 def damage(path: Path) -> str:
-    """What is wrong with a file as a look at its ends shows; "" for nothing."""
+    """What is wrong with a file as a look at its ends shows; "" for nothing. Raises OSError."""
     try:
         if path.suffix == ".safetensors":
             return _damage_of_safetensors(path)
@@ -125,9 +125,7 @@ def damage(path: Path) -> str:
         if path.match("pytorch_model*.bin"):
             return _damage_of_pickle(path)
         return "empty" if path.suffix == ".model" and not path.stat().st_size else ""
-    except OSError as error:
-        return error.strerror or str(error)
-    except ValueError:
+    except (ValueError, RecursionError):
         return "not valid JSON"
 
 

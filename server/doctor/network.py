@@ -96,13 +96,14 @@ def judge_lan(addresses: list[str], host: str, port: int, system: str = sys.plat
     if not addresses:
         return conclude(Note("没有局域网地址（没有连网络）", "no address: not connected to a network"), facts=facts)
     shown = "，".join(addresses), ", ".join(addresses)
+    there = authority(addresses[0], port) if port else addresses[0]  # 0: the system chooses at the start
     if host.startswith("127.") or host in ("localhost", "::1"):
         return conclude(Note(f"本机地址 {shown[0]}；服务只有本机能访问",
                              f"{shown[1]}; the server is for this machine alone"),
-                        hint=Note(f"要让局域网里的机器访问 http://{addresses[0]}:{port}，启动时加 --host 0.0.0.0",
-                                  f"to let others open http://{addresses[0]}:{port}, start with --host 0.0.0.0"),
+                        hint=Note(f"要让局域网里的机器访问 http://{there}，启动时加 --host 0.0.0.0",
+                                  f"to let others open http://{there}, start with --host 0.0.0.0"),
                         facts=facts)  # fmt: skip
-    url = f"http://{authority(addresses[0] if everywhere else host, port)}"
+    url = f"http://{there if everywhere else authority(host, port)}"
     said = Note(f"局域网里访问 {url}（{shown[0]}）", f"others open {url} ({shown[1]})")
     return conclude(said, hint=_firewall(port, system), facts=facts)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -72,9 +73,13 @@ def _import_complaint(found: Mapping[str, Any]) -> Complaint:
         return problem(f"没有装好（{shown}）", f"not installed ({shown})", do=SETUP)
     if "WinError 1455" in error:
         return problem(f"页面文件太小（{shown}）", f"the page file is too small ({shown})", do=PAGE_FILE)
-    if "WinError 126" in error or "WinError 127" in error or "WinError 1114" in error:
+    if re.search(r"WinError (126|127|1114)\b", error):
         return problem(f"加载 DLL 失败，多半缺 VC++ 运行库（{shown}）",
                        f"a DLL does not load, mostly for lack of the VC++ runtime ({shown})", do=GET_RUNTIME)
+    if re.search(r"WinError (225|1260|4551)\b", error):  # a virus, a policy, Smart App Control
+        return problem(f"被杀毒软件或系统策略拦住了（{shown}）", f"a virus scanner or a policy stops it ({shown})",
+                       do=("把本程序的文件夹加进杀毒软件的信任名单，再" + SETUP[0],
+                           "let the virus scanner trust this program's folder, then " + SETUP[1]))  # fmt: skip
     return problem(f"加载失败（{shown}）", f"does not load ({shown})", do=SETUP)
 
 

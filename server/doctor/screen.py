@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 
 from server.config import VERSION
-from server.doctor.result import State
+from server.doctor.result import Result, State
 from server.doctor.running import Outcome
 from server.profiles import Note
 
@@ -55,8 +55,8 @@ class Page:
         wrong = {state: [o for o in outcomes if o.result.state is state] for state in (State.PROBLEM, State.WARNING)}
         if any(wrong.values()):
             yield ""
-        for check, result, _ in (found for outcomes in wrong.values() for found in outcomes):
-            lead = f"{self._state(result.state)} {self._title(check.title)}: "
+        for titles, result in _grouped([*wrong[State.PROBLEM], *wrong[State.WARNING]]):
+            lead = f"{self._state(result.state)} {', '.join(map(self._title, titles))}: "
             yield from self._said(result.finding, lead, _INDENT)
             if result.advice:
                 yield from self._said(result.advice, f"{_INDENT}-> ", f"{_INDENT}-> ")
@@ -87,6 +87,14 @@ class Page:
 
     def _state(self, state: State) -> str:
         return f"[{getattr(STATES[state], self._languages[0])}]"
+
+
+def _grouped(outcomes: Sequence[Outcome]) -> list[tuple[list[Note], Result]]:
+    """The titles of those that say the same: one file that cannot be read is said once."""
+    groups: dict[tuple[State, Note, Note | None], tuple[list[Note], Result]] = {}
+    for check, result, _ in outcomes:
+        groups.setdefault((result.state, result.finding, result.advice), ([], result))[0].append(check.title)
+    return list(groups.values())
 
 
 def page_for(language: str) -> Page:

@@ -7,7 +7,7 @@ from pathlib import PurePosixPath, PureWindowsPath
 import pytest
 
 from server.doctor.children import ChildFailed
-from server.doctor.graphics import judge_gpus, linux_adapters
+from server.doctor.graphics import adapter_name, judge_gpus, linux_adapters
 from server.doctor.host import (
     SETUP,
     PythonFacts,
@@ -218,6 +218,24 @@ def test_gpus(found, adapters, env, state, word):
     judged(judge_gpus(found, adapters, env), state, word)
 
 
+def test_a_driver_that_names_no_gpu():
+    judged(judge_gpus(Gpus((), None), (), {}, has_smi=True), WARNING, "nvidia-smi", "the CPU computes")
+    judged(judge_gpus(Gpus((CARD,), "560.35"), (), {}, has_smi=True), OK)
+
+
+@pytest.mark.parametrize(
+    ("device", "description", "name"),
+    [
+        (r"PCI\VEN_10DE&DEV_2504\4&2", "@oem5.inf,%dev_2504%;NVIDIA GeForce RTX 3060", "NVIDIA GeForce RTX 3060"),
+        (r"PCI\VEN_10DE&DEV_2504\4&2", "@x.inf,%basic%;Microsoft 基本显示适配器", "Microsoft 基本显示适配器 (NVIDIA)"),
+        (r"PCI\VEN_8086&DEV_3E92\3&1", "Intel(R) UHD Graphics 630", "Intel(R) UHD Graphics 630"),
+        (r"PCI\VEN_1002&DEV_73BF\3&1", "", r"PCI\VEN_1002&DEV_73BF"),
+    ],
+)
+def test_adapters_that_windows_sees(device, description, name):
+    assert adapter_name(device, description) == name
+
+
 def test_adapters_that_linux_sees(tmp_path):
     for name, kind, vendor in (("a", "0x030000", "0x10de"), ("b", "0x020000", "0x8086"), ("c", "0x038000", "0x1002")):
         (tmp_path / name).mkdir()
@@ -259,6 +277,8 @@ CUDA = {"version": "2.13.0+cu126", "cuda": "12.6", "devices": 1, "architectures"
          ["not installed", SETUP[1]]),
         ({"error": "OSError: [WinError 126] ... c10.dll", "kind": "OSError"}, False, PROBLEM, ["vc_redist.x64.exe"]),
         ({"error": "OSError: [WinError 1455] 页面文件太小", "kind": "OSError"}, False, PROBLEM, ["Virtual memory"]),
+        ({"error": "OSError: [WinError 4551] blocked", "kind": "OSError"}, False, PROBLEM, ["virus scanner", "trust"]),
+        ({"error": "OSError: [WinError 1260] c10.dll", "kind": "OSError"}, False, PROBLEM, ["virus scanner"]),
         ({"error": "ImportError: x", "kind": "ImportError"}, False, PROBLEM, ["ImportError: x", SETUP[1]]),
         (ChildFailed("SIGILL", "last words"), False, PROBLEM, ["SIGILL"]),
         (ChildFailed("no answer within 95 s"), False, PROBLEM, ["no answer within 95 s"]),

@@ -54,6 +54,14 @@ def test_what_is_wrong_comes_last_and_problems_before_warnings():
     assert "first" not in "".join(Page(EN, 80).summary([FINE, ODD]))
 
 
+def test_what_several_checks_say_is_said_once():
+    same = outcome(State.PROBLEM, BAD.result.finding, BAD.result.advice, ("档位", "profile"))
+    lines = list(Page(EN, 80).summary([BAD, ODD, same]))
+    assert [line.split(": ")[0] for line in lines if line.startswith("[")] == [
+        "[problem] memory 内存, profile 档位", "[warning] folder 文件夹"]  # fmt: skip
+    assert "problems: 2" in lines[-2] and "first: memory, profile" in lines[-2]
+
+
 @pytest.mark.parametrize("width", range(60, 130, 7))
 def test_a_brief_line_is_never_wider_than_the_window(width):
     wide = outcome(State.OK, Note("字" * 60, "a" * 150))
