@@ -17,7 +17,7 @@ from server.doctor.place import judge_disk, judge_place, read_disk, read_place
 from server.doctor.result import SECONDS, Check, Result, conclude, problem
 from server.download.folder import repositories
 from server.download.manifest import known_files
-from server.errors import ServerError
+from server.errors import ServerError, StartupError
 from server.kernels.build import find_compiler
 from server.memory import read_memory
 from server.profiles import ITEM_BYTES, Note
@@ -41,10 +41,10 @@ def all_checks(machine: Machine, settings: ServerError | None) -> list[Check]:
         Check("memory", Note("内存", "memory"), lambda: judge_memory(read_memory())),
         Check("disk", Note("磁盘", "disk"), lambda: _disk(here), LATER),
         Check("model", Note("模型文件", "model"), lambda: _model(here), LATER),
-        Check("profile", Note("档位", "profile"), lambda: plan.judge_profile(here.profile()[0]), LATER),
+        Check("profile", Note("档位", "profile"), lambda: _profile(here), LATER),
         Check("needs", Note("预计占用", "needs"), lambda: _needs(here), LATER),
         Check("kernels", Note("内核", "kernels"), lambda: _kernels(here), LATER),
-        Check("port", Note("端口", "port"), lambda: _port(here)),
+        Check("port", Note("端口", "port"), lambda: port.judge_port(here.port())),
         Check("proxy", Note("代理", "proxy"), lambda: network.judge_proxies(network.read_proxies())),
         Check("lan", Note("局域网", "LAN"), lambda: _lan(here)),
     ]
@@ -117,10 +117,19 @@ def _published(here: Machine, folder: Path) -> model.Published:
     return {file: (known.size, known.sha256) for file, known in known_files(folder.name).items()}
 
 
+def _profile(here: Machine) -> Result:
+    try:
+        found = plan.judge_profile(here.profile()[0])
+    except StartupError as error:  # nothing fits
+        found = conclude(None, [problem(error.zh, error.en, do=None)])
+    return plan.beside_itself(found) if here.port().ours else found
+
+
 def _needs(here: Machine) -> Result:
     profile, shape = here.profile()
     weights = shape.weight_bytes(profile.bits, 2 if profile.kernels else ITEM_BYTES[profile.dtype])
-    return plan.judge_needs(profile, weights, here.hardware(), read_memory())
+    found = plan.judge_needs(profile, weights, here.hardware(), read_memory())
+    return plan.beside_itself(found) if here.port().ours else found
 
 
 def _kernels(here: Machine) -> Result:
@@ -134,10 +143,6 @@ def _kernels(here: Machine) -> Result:
     except Exception:  # that check says it
         on_gpu = False
     return runtime.judge_kernels(loaded, find_compiler(), on_gpu)
-
-
-def _port(here: Machine) -> Result:
-    return port.judge_port(port.look_at_port(here.config.host, here.config.port))
 
 
 def _lan(here: Machine) -> Result:

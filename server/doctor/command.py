@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -29,7 +30,9 @@ def doctor(argv: Sequence[str]) -> int:
         outcomes = _show(config, wrong)
     except BrokenPipeError:  # whose reader has left: __main__'s to end quietly
         raise
-    except OSError as error:  # a full disk; Windows' pipes fail like this too
+    except OSError as error:  # a full disk
+        if os.name == "nt" and error.errno == errno.EINVAL:  # what Windows says of a pipe whose reader has left
+            raise BrokenPipeError from None
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still in the buffer
         raise StartupError(f"结果写不出来（{error.strerror}）：请检查磁盘，或者不要重定向输出。",
                            f"The results cannot be written ({error.strerror}): look at the disk, or let them be shown "

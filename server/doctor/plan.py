@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from server.doctor.result import Complaint, Result, conclude, gib, problem, warning
+from dataclasses import replace
+
+from server.doctor.result import Complaint, Result, State, conclude, gib, joined, problem, warning
 from server.hardware import Hardware
 from server.memory import Memory
 from server.profiles import LaunchProfile, Note
@@ -34,6 +36,15 @@ def judge_profile(profile: LaunchProfile) -> Result:
     }
     complaints = [warning(note.zh, note.en, do=None) for note in profile.warnings]
     return conclude(said, complaints, facts=facts)
+
+
+def beside_itself(found: Result) -> Result:
+    """The same while this program runs: what it holds itself seems to be lacking."""
+    if found.state is State.OK:
+        return found
+    running = Note("本程序正在运行，它占的内存和显存也算在内：先关掉它，再诊断一次",
+                   "this program is running, and what it holds counts as taken: stop it, then run the doctor again")
+    return replace(found, state=State.WARNING, advice=joined([running, *filter(None, [found.advice])]))
 
 
 def judge_needs(profile: LaunchProfile, weights: int, hardware: Hardware, memory: Memory) -> Result:

@@ -107,8 +107,8 @@ def judge_kernels(loaded: Mapping[str, Any] | ChildFailed, compiler: list[str] |
     failed = isinstance(loaded, ChildFailed) or "error" in loaded
     facts = {"library": None if failed else loaded["library"], "compiler": compiler,
              "state": "none", "error": str(loaded if isinstance(loaded, ChildFailed) else loaded.get("error", ""))}
-    install = ("安装 C 编译器，例如 pip install ziglang，再启动", "install a C compiler (pip install ziglang, say) and "
-               "start again")  # fmt: skip
+    command = f'"{sys.executable}" -m pip install ziglang'
+    install = (f"安装 C 编译器再启动，例如运行 {command}", f"install a C compiler, with {command} say, and start again")
     if facts["library"]:
         facts["state"] = "compiled"
         return conclude(Note(f"已编译：{facts['library']}", f"compiled: {facts['library']}"), facts=facts)

@@ -210,9 +210,19 @@ def test_zip_has_everything_and_names_nobody(copy, tmp_path):
 
 
 def test_our_running_server_is_found():
+    """What the doctor says of the model is what the server does; what it holds itself is no problem."""
     with Program() as program:
-        done = call(sys.executable, "--model", "demo", "--port", str(program.port), "--json")
-    assert "this program is running" in results(done)["port"]["finding"]["en"]
+        found = results(call(sys.executable, "--model", "demo", "--port", str(program.port), "--json"))
+        huge = ("--model", "chatglm2-6b", "--device", "cpu", "-q", "0", "--max-length", "32768", "--slots", "256")
+        lacking = results(call(sys.executable, *huge, "--port", str(program.port), "--json"))["needs"]
+        resident = psutil.Process(program.process.pid).memory_info().rss
+    assert "this program is running" in found["port"]["finding"]["en"]
+    profile, needs = found["profile"]["facts"], found["needs"]["facts"]["needs"]
+    assert f"profile: {profile['name']} (not quantized, {profile['dtype']}, on cpu" in program.text
+    assert f"needs about {needs / 2**30:.1f} GiB" in program.text
+    assert f"at once: {profile['slots']}, of at most {profile['max_length']} tokens each" in program.text
+    assert 0.2 * needs < resident < needs
+    assert lacking["state"] == "warning" and "stop it, then run the doctor again" in lacking["advice"]["en"]
 
 
 def test_documented_keys_are_those_of_the_report():

@@ -21,13 +21,13 @@ from server.doctor.host import (
 from server.doctor.machine import Gpus
 from server.doctor.memory_check import judge_memory
 from server.doctor.place import DEEPEST, Disk, Place, judge_disk, judge_place, read_place
-from server.doctor.plan import judge_needs, judge_profile
-from server.doctor.result import State
+from server.doctor.plan import beside_itself, judge_needs, judge_profile
+from server.doctor.result import State, conclude, problem
 from server.doctor.runtime import NEWER_RUNTIME, RUNTIME, find_file, judge_kernels, judge_runtime, judge_torch
 from server.download.editions import SHAPES
 from server.hardware import GPU, Hardware
 from server.memory import Memory, parse_meminfo
-from server.profiles import Config, choose
+from server.profiles import Config, Note, choose
 from tests.conftest import ROOT
 
 GIB = 2**30
@@ -320,6 +320,13 @@ def test_profile_says_why():
     assert result.facts["name"] == "medium" and result.facts["bits"] == 8
     small = plan(Hardware(gpus=(CARD,), torch_cuda=None, ram_available=8 * GIB, kernels=True))
     judged(judge_profile(small), WARNING, "PyTorch was installed for the CPU")
+
+
+def test_a_running_server_lacks_what_it_holds_itself():
+    lacking = conclude(Note("约需 6 GiB", "about 6 GiB"), [problem("不够", "too little", do=("关", "close"))])
+    judged(beside_itself(lacking), WARNING, "too little", "this program is running", "close")
+    fine = conclude(Note("好", "fine"))
+    assert beside_itself(fine) is fine
 
 
 def test_needs_are_of_the_device_that_computes():
