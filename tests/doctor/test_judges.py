@@ -2,10 +2,12 @@
 
 import dataclasses
 import sys
-from pathlib import PurePosixPath, PureWindowsPath
+import tempfile
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import pytest
 
+from server import memory as memory_module
 from server.doctor.children import ChildFailed
 from server.doctor.graphics import adapter_name, judge_gpus, linux_adapters
 from server.doctor.host import (
@@ -26,7 +28,7 @@ from server.doctor.result import State, conclude, problem
 from server.doctor.runtime import NEWER_RUNTIME, RUNTIME, find_file, judge_kernels, judge_runtime, judge_torch
 from server.download.editions import SHAPES
 from server.hardware import GPU, Hardware
-from server.memory import Memory, parse_meminfo
+from server.memory import Memory, parse_meminfo, read_memory
 from server.profiles import Config, Note, choose
 from tests.conftest import ROOT
 
@@ -140,6 +142,7 @@ def place(path, **change):
         (place("D:\\" + "x" * 56, deepest=199), OK, ""),
         (place(r"C:\Users\me\OneDrive - Firma\chatglm"), WARNING, "OneDrive"),
         (place(r"E:\Wolke\chatglm", onedrive=(r"e:\wolke",)), WARNING, "OneDrive"),
+        (place(r"D:\no-onedrive\chatglm"), OK, ""),
         (place(r"E:\Wolkenkratzer\chatglm", onedrive=(r"E:\Wolke",)), OK, ""),
         (place(r"C:\Users\me\AppData\Local\Temp\Temp1_chatglm.zip\chatglm"), WARNING, "unpack"),
         (place(r"C:\Program Files\chatglm", write_error="Permission denied"), PROBLEM, "Program Files"),
@@ -155,6 +158,13 @@ def test_the_longest_path_is_what_the_bundle_says(tmp_path):
     for text, length in (('{"longest_path": 199}', 199), ("{}", DEEPEST), ("[", DEEPEST), ("[]", DEEPEST)):
         (tmp_path / "manifest.json").write_text(text)
         assert read_place(tmp_path).deepest == length
+
+
+def test_whether_a_folder_can_be_written(tmp_path, monkeypatch):
+    assert read_place(tmp_path).write_error == "" and not list(tmp_path.iterdir())
+    assert read_place(tmp_path / "none").write_error == "No such file or directory"
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: (_ for _ in ()).throw(FileNotFoundError("no usable one")))
+    assert read_place(tmp_path).temporary == ""
 
 
 @pytest.mark.parametrize(
@@ -178,6 +188,20 @@ def test_meminfo():
     assert parse_meminfo(text) == Memory(16000000 << 10, 8000000 << 10, 2000 << 10, 8001000 << 10)
     assert parse_meminfo("MemTotal: 5 kB\nMemFree: 2 kB\nHugePages_Total:  0\n").available == 2048
     assert parse_meminfo("") == Memory(0, 0, 0, 0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="macOS tells only psutil, Windows itself")
+def test_memory_without_proc_and_without_psutil(monkeypatch):
+    real = read_memory()
+    monkeypatch.setattr(memory_module, "_MEMINFO", Path("/no/such/file"))
+    with_psutil = read_memory()
+    monkeypatch.setitem(sys.modules, "psutil", None)
+    without = read_memory()
+    assert with_psutil.total == without.total == real.total
+    assert 0 < without.available <= real.total
+    monkeypatch.setattr(memory_module.os, "sysconf", lambda name: -1)
+    assert read_memory() == Memory(0, 0, 0, 0)
+    judged(judge_memory(Memory(0, 0, 0, 0), "linux"), WARNING, "does not say", "/proc")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The JSON and the zip; nobody's name, key or chat is in the zip."""
 
+import io
 import json
 import zipfile
 
@@ -75,6 +76,72 @@ def test_zip_without_chats_names_and_keys(private):
     assert "pytest " in texts["packages.txt"] and "model = 'demo'" in texts["config.toml"]
 
 
+def test_what_cannot_be_packed_costs_its_own_file(private, monkeypatch):
+    """A damaged package, a secret file of root's, names that are no text: the zip is made all the same."""
+    info = private / "site" / "broken-1.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_bytes(b"Name: \xff\xfe\n")
+    monkeypatch.syspath_prepend(str(private / "site"))
+    monkeypatch.setattr(report, "_settings", lambda config: 1 / 0)
+    odd = outcome(State.OK, Note("x", "x"), facts={"files": {"name\udcff": 1}})
+    with zipfile.ZipFile(write_zip([odd], Config(), private)) as file:
+        assert "ZeroDivisionError" in file.read("settings.txt").decode()
+        packages = file.read("packages.txt").decode()
+        assert "pytest " in packages and "zhangsan" not in packages
+        assert list(json.loads(file.read("doctor.json"))["checks"][0]["facts"]["files"]) == ["name\udcff"]
+
+
+def test_what_is_documented_stays_even_if_the_user_is_called_so(private, monkeypatch):
+    monkeypatch.setenv("USER", "memory")
+    monkeypatch.setenv("USERNAME", "facts")
+    seen = outcome(State.OK, Note("of memory", "of memory"), name="memory", facts={"memory": {"/facts/x": "memory"}})
+    with zipfile.ZipFile(write_zip([seen], Config(), private)) as file:
+        check = json.loads(file.read("doctor.json"))["checks"][0]
+    assert check["id"] == "memory" and check["facts"] == {"memory": {"/<user>/x": "<user>"}}
+    assert check["finding"] == {"zh": "of <user>", "en": "of <user>"}
+
+
+def test_only_the_beginning_of_a_large_file_is_packed(private, monkeypatch):
+    (private / "config.toml").write_bytes(b"# \xff \xbd\xa1\n" * 400_000)
+    with zipfile.ZipFile(write_zip([FINE], Config(config=private / "config.toml"), private)) as file:
+        assert 2**19 < file.getinfo("config.toml").file_size < 2**22
+
+
+def test_spooled_questions_and_chats_stay(private):
+    (private / "spool" / "requests").mkdir(parents=True)
+    for name in ("1.request", "1.history", "1.back"):
+        (private / "spool" / "requests" / name).write_text("geheime Frage")
+    config = Config(spool=private / "spool", prefix="geheimer Anfang", chat_log=private / "chatlog.log")
+    with zipfile.ZipFile(write_zip([FINE], config, private)) as file:
+        packed = b"".join(file.read(name) for name in file.namelist()).decode()
+        assert not any("spool" in name or "chatlog" in name for name in file.namelist())
+    assert "geheim" not in packed and "秘密" not in packed
+
+
+def test_two_at_once_make_two(private):
+    assert write_zip([FINE], Config(), private) != write_zip([FINE], Config(), private)
+    assert len(list(private.glob("doctor-*.zip"))) == 2
+
+
+def test_a_full_disk_leaves_no_half_a_zip(private, tmp_path, monkeypatch):
+    class Full(io.FileIO):
+        def write(self, data):
+            super().write(data[:10])
+            raise OSError(28, "No space left on device")
+
+    real = report.Path.open
+
+    def opened(path, mode="r", **options):
+        return Full(path, "xb") if path.parent == private and mode == "xb" else real(path, mode, **options)
+
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    monkeypatch.setattr(report.Path, "open", opened)
+    assert write_zip([FINE], Config(), private).parent == elsewhere
+    assert not list(private.glob("doctor-*"))
+
+
 def test_zip_goes_where_it_can_be_written(private, tmp_path, monkeypatch):
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
@@ -84,7 +151,7 @@ def test_zip_goes_where_it_can_be_written(private, tmp_path, monkeypatch):
 
 def test_zip_that_cannot_be_written_anywhere(private, tmp_path, monkeypatch):
     monkeypatch.setattr(report.Path, "cwd", lambda: tmp_path / "no")
-    monkeypatch.setattr(report.Path, "home", lambda: tmp_path / "no")
+    monkeypatch.setattr(report.Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
     monkeypatch.setattr(report.tempfile, "gettempdir", lambda: str(tmp_path / "no"))
     with pytest.raises(StartupError) as caught:
         write_zip([FINE], Config(), tmp_path / "no")
