@@ -12,7 +12,6 @@ from server.converted import quantized_file
 from server.doctor import graphics, host, model, network, plan, port, runtime
 from server.doctor.children import ChildFailed, ask
 from server.doctor.machine import GPU_SECONDS, TORCH_SECONDS, Machine
-from server.doctor.memory_check import judge_memory
 from server.doctor.place import judge_disk, judge_place, read_disk, read_place
 from server.doctor.result import SECONDS, Check, Result, conclude, problem
 from server.download.folder import repositories
@@ -38,7 +37,7 @@ def all_checks(machine: Machine, settings: ServerError | None) -> list[Check]:
         Check("vcruntime", Note("运行库", "VC++"), _runtime),
         Check("gpu", Note("显卡", "GPU"), lambda: _gpus(here), GPU_SECONDS),
         Check("torch", Note("PyTorch", "PyTorch"), lambda: _torch(here), TORCH_SECONDS),
-        Check("memory", Note("内存", "memory"), lambda: judge_memory(read_memory())),
+        Check("memory", Note("内存", "memory"), lambda: plan.judge_memory(read_memory())),
         Check("disk", Note("磁盘", "disk"), lambda: _disk(here), LATER),
         Check("model", Note("模型文件", "model"), lambda: _model(here), LATER),
         Check("profile", Note("档位", "profile"), lambda: _profile(here), LATER),

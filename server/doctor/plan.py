@@ -1,16 +1,45 @@
-"""Which launch profile would be chosen, and whether there is the memory that it takes."""
+"""The memory that there is, which launch profile would be chosen for it, and what that takes."""
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 
 from server.doctor.result import Complaint, Result, State, conclude, gib, joined, problem, warning
+from server.footprint import GiB
 from server.hardware import Hardware
 from server.memory import Memory
 from server.profiles import LaunchProfile, Note
 
+SMALL = 6 * GiB  # profiles.py's tier for CPUs
+PAGE_FILE = ("设置 > 系统 > 关于 > 高级系统设置 > 性能 > 高级 > 虚拟内存：选“自动管理”，然后重启",
+             "Settings > System > About > Advanced system settings > Performance > Advanced > Virtual memory: let "
+             "Windows manage it, then restart")  # fmt: skip
 FREE = ("关掉别的程序，或用 --profile small、--model demo、较小的 --max-length",
         "close other programs, or use --profile small, --model demo or a smaller --max-length")  # fmt: skip
+
+
+def judge_memory(memory: Memory, system: str = sys.platform) -> Result:
+    windows = system == "win32"
+    name = ("页面文件", "page file") if windows else ("交换区", "swap")
+    said = Note(f"空闲 {gib(memory.available)}，共 {gib(memory.total)}；{name[0]} {gib(memory.page_file)}，"
+                f"还能申请 {gib(memory.reservable)}",
+                f"{gib(memory.available)} of {gib(memory.total)} are free; {name[1]} {gib(memory.page_file)}, programs "
+                f"may ask for {gib(memory.reservable)}")
+    complaints: list[Complaint] = []
+    if not memory.total:
+        unknown = warning("系统没有说有多少内存", "the system does not say how much there is",
+                          do=("在 Linux 上检查 /proc 有没有挂载", "on Linux see whether /proc is mounted"))
+        return conclude(None, [unknown], facts=memory._asdict())
+    if memory.total < SMALL:
+        complaints.append(warning("比 6 GiB 少，6B 的模型没有显卡跑不起来",
+                                  "less than 6 GiB: too little for a 6B model without a GPU",
+                                  do=("加内存，或用 --model demo 试小模型",
+                                      "add memory, or try the small model with --model demo")))
+    if windows and memory.page_file < GiB and memory.total < 32 * GiB:
+        complaints.append(warning("页面文件关了或太小，加载时可能报错 1455",
+                                  "the page file is off or small: loading may fail with error 1455", do=PAGE_FILE))
+    return conclude(said, complaints, facts=memory._asdict())
 
 
 def judge_profile(profile: LaunchProfile) -> Result:

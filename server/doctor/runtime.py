@@ -11,7 +11,7 @@ from typing import Any
 
 from server.doctor.children import ChildFailed
 from server.doctor.host import SETUP
-from server.doctor.memory_check import PAGE_FILE
+from server.doctor.plan import PAGE_FILE
 from server.doctor.result import Complaint, Result, conclude, problem, warning
 from server.profiles import OLDEST_GPU, Note
 from system.torch_builds import CUDA_BUILDS

@@ -21,9 +21,8 @@ from server.doctor.host import (
     wanted_packages,
 )
 from server.doctor.machine import Gpus
-from server.doctor.memory_check import judge_memory
 from server.doctor.place import DEEPEST, Disk, Place, judge_disk, judge_place, read_place
-from server.doctor.plan import beside_itself, judge_needs, judge_profile
+from server.doctor.plan import beside_itself, judge_memory, judge_needs, judge_profile
 from server.doctor.result import State, conclude, problem
 from server.doctor.runtime import NEWER_RUNTIME, RUNTIME, find_file, judge_kernels, judge_runtime, judge_torch
 from server.download.editions import SHAPES
