@@ -15,20 +15,21 @@ from urllib.parse import quote
 
 _SECRET_NAME = re.compile(r"TOKEN|KEY|SECRET|PASSWORD|PASSWD|CREDENTIAL|AUTH", re.IGNORECASE)
 _SHORTEST_SECRET = 6  # characters; "1" or "true" says nothing, and stands everywhere
+# every length has an end: a text of a million letters shall not take a million times as long as one of one
 _VALUE = r"""(?:"{3}[\s\S]*?"{3}|'{3}[\s\S]*?'{3}|"(?:\\.|[^"\\\n])*"|'[^'\n]*'|[^\s&]+)"""
 # the last one is what every answer begins with, which is the user's own words
 _NAMED = r"(?:key|token|secret|passwo?r?d|pwd|credential|\bprefix)(?![a-z])[\w.-]*[\"']?\s*[=:]\s*"
 _UNMASKED = r"(?!\*\*\*(?:[\s,&;})]|$))"
 _SECRETS = (
     # name and password of an address, with or without its protocol; either may have an @ or a / in it
-    (re.compile(r"""(?<=//)[^\s"'<>]*@"""), "***@"),
-    (re.compile(r"""(?<![\w*])[^\s"'=/\\:*]{2,}:(?!//)[^\s"'<>]+@"""), "***@"),
-    (re.compile(r"[\w.+-]+@[\w-]+\.[\w.-]+"), "***"),  # a mail address
-    (re.compile(r"\b(?:sk|hf|ms|pk|ghp|gho|github_pat|glpat|AKIA)[-_]?[\w-]{8,}"), "***"),
+    (re.compile(r"""(?<=//)[^\s"'<>]{0,300}@"""), "***@"),
+    (re.compile(r"""(?<![\w*])[^\s"'=/\\:*]{2,100}:(?!//)[^\s"'<>]{1,300}@"""), "***@"),
+    (re.compile(r"[\w.+-]{1,64}@[\w-]{1,64}\.[\w.-]+"), "***"),  # a mail address
+    (re.compile(r"\b(?:(?:sk|hf|ms|pk|ghp|gho|github_pat|glpat)[-_]|AKIA)[\w-]{8,}"), "***"),
     (re.compile(r"(?i)(\bbearer\s+)\S+"), r"\1***"),
     (re.compile(r"(?i)(\bauthorization\b[\"']?\s*[=:]\s*).+"), r"\1***"),
     # without quotes the value is the rest of a line that begins with the name, elsewhere a word
-    (re.compile(rf"(?im)^([#\s]*[\w.-]*{_NAMED})(?![\s\"']){_UNMASKED}.+$"), r"\1***"),
+    (re.compile(rf"(?im)^([# \t]*[\w.-]*{_NAMED})(?![\s\"']){_UNMASKED}.+$"), r"\1***"),
     (re.compile(rf"(?i)({_NAMED})(?!\s){_UNMASKED}{_VALUE}"), r"\1***"),
 )
 _PASSWORDS = _SECRETS[:2]

@@ -22,7 +22,7 @@ from server.doctor.running import Outcome
 from server.doctor.screen import Page
 from server.errors import StartupError
 
-_MOST = 2**20  # bytes of a file that is packed
+_MOST = 2**16  # bytes of a file that is packed
 FORMAT = 1  # of the JSON; a key is never given another meaning without another number
 _SETTINGS = (
     "HF_ENDPOINT", "HF_HUB_OFFLINE", "CUDA_VISIBLE_DEVICES", "PIP_INDEX_URL", "NO_PROXY", "HTTP_PROXY", "HTTPS_PROXY",
@@ -67,19 +67,22 @@ def write_zip(outcomes: Sequence[Outcome], config: Config, root: Path) -> Path:
     packed, problem = _pack(outcomes, config, root), None
     for find in (lambda: root, Path.cwd, Path.home, lambda: Path(tempfile.gettempdir())):
         try:
-            path = find() / f"doctor-{datetime.now():%Y%m%d-%H%M%S-%f}.zip"
-            with path.open("xb") as file:
-                try:
-                    file.write(packed)
-                    file.flush()
-                except OSError:
-                    path.unlink()
-                    raise
-            return path
+            return _write(find() / f"doctor-{datetime.now():%Y%m%d-%H%M%S-%f}.zip", packed)
         except (OSError, RuntimeError) as error:  # RuntimeError: a user without a home
             problem = error
     raise StartupError(f"诊断结果打包失败（{problem}）：请清理磁盘后再试。",
                        f"The results could not be packed ({problem}): free some disk space and try again.")
+
+
+def _write(path: Path, packed: bytes) -> Path:
+    file = path.open("xb")
+    try:
+        with file:
+            file.write(packed)
+    except OSError:  # half of it is of no use
+        path.unlink()
+        raise
+    return path
 
 
 def _pack(outcomes: Sequence[Outcome], config: Config, root: Path) -> bytes:
