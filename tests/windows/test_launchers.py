@@ -1,8 +1,10 @@
 """The launchers as users start them: everywhere, in whatever state their machine is."""
 
+import json
 import shutil
 import socket
 import time
+import zipfile
 
 import pytest
 
@@ -153,5 +155,12 @@ def test_help_of_every_launcher(bundle):
 
 
 def test_doctor(bundle):
-    done = bundle.run("诊断.bat", "--model", "demo")
-    assert done.returncode in (0, 1) and "Python" in done.stdout and "Traceback" not in done.stdout, done.stdout
+    done = bundle.run("诊断.bat", "--model", "demo", "--port", "0", "--zip")
+    assert done.returncode in (0, 1) and kept_window(done.stdout), done.stdout
+    for words in ("自带的", "the bundle's", "5 of 5 DLLs are", "built for CPU", "ChatGLM2, complete", "compiled: "):
+        assert words in done.stdout, done.stdout
+    (packed,) = bundle.root.glob("doctor-*.zip")
+    with zipfile.ZipFile(packed) as file:
+        checks = json.loads(file.read("doctor.json"))["checks"]
+    packed.unlink()
+    assert not [check for check in checks if {"traceback", "timeout"} & set(check["facts"])], checks
