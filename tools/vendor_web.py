@@ -21,11 +21,12 @@ TARGET = Path(__file__).resolve().parent.parent / "server" / "webui" / "vendor"
 
 
 class Package(NamedTuple):
-    """``files`` are paths inside the package; they are put side by side into the folder ``folder``."""
+    """``files`` are paths inside the package, LICENSE among them; the folder ``folder`` has them side by side."""
 
     folder: str
     name: str
     version: str
+    licence: str
     integrity: str
     files: tuple[str, ...]
 
@@ -35,6 +36,7 @@ PACKAGES = (
         "swagger-ui",
         "swagger-ui-dist",
         "5.35.0",
+        "Apache-2.0",
         "sha512-U06rpMtW9V3XPGOBeamTUSr0Z09jMX4IJuANpE/EZbAhw0G8CgwrzU4YmXkn/h0wCDNsXdGarTNNHC3sU8yVUQ==",
         ("swagger-ui-bundle.js", "swagger-ui-bundle.js.LICENSE.txt", "swagger-ui.css", "LICENSE", "NOTICE"),
     ),
@@ -42,6 +44,7 @@ PACKAGES = (
         "marked",
         "marked",
         "18.2.1",
+        "MIT",
         "sha512-ii4bxCTCqqwpT86XZWgJNs+ZnAIZksmLGYMViWA7PDIXYIeNo1x6cDdX3JOip9NM/cI6p8z57FxliACboTruMA==",
         ("lib/marked.esm.js", "LICENSE"),
     ),
@@ -49,6 +52,7 @@ PACKAGES = (
         "dompurify",
         "dompurify",
         "3.4.18",
+        "Apache-2.0",
         "sha512-ofe3wI/uNm68HInABYFJYqQxRw1EaKAjNdrFVKqjUY+UZurvNd2L/HuQe097s/4RivWiZyP6tT7aoT8atjfhwg==",
         ("dist/purify.es.mjs", "LICENSE"),
     ),
@@ -56,6 +60,7 @@ PACKAGES = (
         "eventsource-parser",
         "eventsource-parser",
         "4.1.3",
+        "MIT",
         "sha512-jZVIVilXZfAx6H20ZKKEj5dabbpD9ETmMj3uHsjMmgBzBHB6tsHrmdWB4mAiy3amtN6MOoVkfXRQu4wf1n88Rw==",
         ("dist/stream.js", "dist/parse.js", "dist/errors.js", "LICENSE"),
     ),
