@@ -75,8 +75,10 @@ def _run_command(name: str, config: Config) -> int:
 
 def _run(argv: list[str]) -> int:
     """main, where the reader of our output may leave (``| head``) and the console may lack Chinese."""
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed before the start: what is written is for nobody
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        getattr(sys, name).reconfigure(errors="replace")
     try:
         try:
             return main(argv)

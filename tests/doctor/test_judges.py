@@ -2,12 +2,14 @@
 
 import dataclasses
 import sys
-from pathlib import PurePosixPath, PureWindowsPath
+import tempfile
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import pytest
 
+from server import memory as memory_module
 from server.doctor.children import ChildFailed
-from server.doctor.graphics import judge_gpus, linux_adapters
+from server.doctor.graphics import adapter_name, judge_gpus, linux_adapters
 from server.doctor.host import (
     SETUP,
     PythonFacts,
@@ -19,15 +21,14 @@ from server.doctor.host import (
     wanted_packages,
 )
 from server.doctor.machine import Gpus
-from server.doctor.memory_check import judge_memory
 from server.doctor.place import DEEPEST, Disk, Place, judge_disk, judge_place, read_place
-from server.doctor.plan import judge_needs, judge_profile
-from server.doctor.result import State
+from server.doctor.plan import beside_itself, judge_memory, judge_needs, judge_profile
+from server.doctor.result import State, conclude, problem
 from server.doctor.runtime import NEWER_RUNTIME, RUNTIME, find_file, judge_kernels, judge_runtime, judge_torch
 from server.download.editions import SHAPES
 from server.hardware import GPU, Hardware
-from server.memory import Memory, parse_meminfo
-from server.profiles import Config, choose
+from server.memory import Memory, parse_meminfo, read_memory
+from server.profiles import Config, Note, choose
 from tests.conftest import ROOT
 
 GIB = 2**30
@@ -140,6 +141,7 @@ def place(path, **change):
         (place("D:\\" + "x" * 56, deepest=199), OK, ""),
         (place(r"C:\Users\me\OneDrive - Firma\chatglm"), WARNING, "OneDrive"),
         (place(r"E:\Wolke\chatglm", onedrive=(r"e:\wolke",)), WARNING, "OneDrive"),
+        (place(r"D:\no-onedrive\chatglm"), OK, ""),
         (place(r"E:\Wolkenkratzer\chatglm", onedrive=(r"E:\Wolke",)), OK, ""),
         (place(r"C:\Users\me\AppData\Local\Temp\Temp1_chatglm.zip\chatglm"), WARNING, "unpack"),
         (place(r"C:\Program Files\chatglm", write_error="Permission denied"), PROBLEM, "Program Files"),
@@ -155,6 +157,13 @@ def test_the_longest_path_is_what_the_bundle_says(tmp_path):
     for text, length in (('{"longest_path": 199}', 199), ("{}", DEEPEST), ("[", DEEPEST), ("[]", DEEPEST)):
         (tmp_path / "manifest.json").write_text(text)
         assert read_place(tmp_path).deepest == length
+
+
+def test_whether_a_folder_can_be_written(tmp_path, monkeypatch):
+    assert read_place(tmp_path).write_error == "" and not list(tmp_path.iterdir())
+    assert read_place(tmp_path / "none").write_error == "No such file or directory"
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: (_ for _ in ()).throw(FileNotFoundError("no usable one")))
+    assert read_place(tmp_path).temporary == ""
 
 
 @pytest.mark.parametrize(
@@ -178,6 +187,20 @@ def test_meminfo():
     assert parse_meminfo(text) == Memory(16000000 << 10, 8000000 << 10, 2000 << 10, 8001000 << 10)
     assert parse_meminfo("MemTotal: 5 kB\nMemFree: 2 kB\nHugePages_Total:  0\n").available == 2048
     assert parse_meminfo("") == Memory(0, 0, 0, 0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="macOS tells only psutil, Windows itself")
+def test_memory_without_proc_and_without_psutil(monkeypatch):
+    real = read_memory()
+    monkeypatch.setattr(memory_module, "_MEMINFO", Path("/no/such/file"))
+    with_psutil = read_memory()
+    monkeypatch.setitem(sys.modules, "psutil", None)
+    without = read_memory()
+    assert with_psutil.total == without.total == real.total
+    assert 0 < without.available <= real.total
+    monkeypatch.setattr(memory_module.os, "sysconf", lambda name: -1)
+    assert read_memory() == Memory(0, 0, 0, 0)
+    judged(judge_memory(Memory(0, 0, 0, 0), "linux"), WARNING, "does not say", "/proc")
 
 
 @pytest.mark.parametrize(
@@ -216,6 +239,24 @@ CARD = GPU(0, "NVIDIA GeForce RTX 3060", 12 * GIB, 11 * GIB, (8, 6))
 )
 def test_gpus(found, adapters, env, state, word):
     judged(judge_gpus(found, adapters, env), state, word)
+
+
+def test_a_driver_that_names_no_gpu():
+    judged(judge_gpus(Gpus((), None), (), {}, has_smi=True), WARNING, "nvidia-smi", "the CPU computes")
+    judged(judge_gpus(Gpus((CARD,), "560.35"), (), {}, has_smi=True), OK)
+
+
+@pytest.mark.parametrize(
+    ("device", "description", "name"),
+    [
+        (r"PCI\VEN_10DE&DEV_2504\4&2", "@oem5.inf,%dev_2504%;NVIDIA GeForce RTX 3060", "NVIDIA GeForce RTX 3060"),
+        (r"PCI\VEN_10DE&DEV_2504\4&2", "@x.inf,%basic%;Microsoft 基本显示适配器", "Microsoft 基本显示适配器 (NVIDIA)"),
+        (r"PCI\VEN_8086&DEV_3E92\3&1", "Intel(R) UHD Graphics 630", "Intel(R) UHD Graphics 630"),
+        (r"PCI\VEN_1002&DEV_73BF\3&1", "", r"PCI\VEN_1002&DEV_73BF"),
+    ],
+)
+def test_adapters_that_windows_sees(device, description, name):
+    assert adapter_name(device, description) == name
 
 
 def test_adapters_that_linux_sees(tmp_path):
@@ -259,6 +300,8 @@ CUDA = {"version": "2.13.0+cu126", "cuda": "12.6", "devices": 1, "architectures"
          ["not installed", SETUP[1]]),
         ({"error": "OSError: [WinError 126] ... c10.dll", "kind": "OSError"}, False, PROBLEM, ["vc_redist.x64.exe"]),
         ({"error": "OSError: [WinError 1455] 页面文件太小", "kind": "OSError"}, False, PROBLEM, ["Virtual memory"]),
+        ({"error": "OSError: [WinError 4551] blocked", "kind": "OSError"}, False, PROBLEM, ["virus scanner", "trust"]),
+        ({"error": "OSError: [WinError 1260] c10.dll", "kind": "OSError"}, False, PROBLEM, ["virus scanner"]),
         ({"error": "ImportError: x", "kind": "ImportError"}, False, PROBLEM, ["ImportError: x", SETUP[1]]),
         (ChildFailed("SIGILL", "last words"), False, PROBLEM, ["SIGILL"]),
         (ChildFailed("no answer within 95 s"), False, PROBLEM, ["no answer within 95 s"]),
@@ -300,6 +343,13 @@ def test_profile_says_why():
     assert result.facts["name"] == "medium" and result.facts["bits"] == 8
     small = plan(Hardware(gpus=(CARD,), torch_cuda=None, ram_available=8 * GIB, kernels=True))
     judged(judge_profile(small), WARNING, "PyTorch was installed for the CPU")
+
+
+def test_a_running_server_lacks_what_it_holds_itself():
+    lacking = conclude(Note("约需 6 GiB", "about 6 GiB"), [problem("不够", "too little", do=("关", "close"))])
+    judged(beside_itself(lacking), WARNING, "too little", "this program is running", "close")
+    fine = conclude(Note("好", "fine"))
+    assert beside_itself(fine) is fine
 
 
 def test_needs_are_of_the_device_that_computes():
