@@ -210,8 +210,11 @@ def _as_source_errors() -> Iterator[None]:
             raise web.refusal(error.response.status_code, error.response.headers) from error
         except ImportError as error:
             raise web.bad_proxy() from error
-        except UnicodeError:
-            raise
+        except UnicodeError as error:
+            if getattr(error, "encoding", "") != "ascii":  # of the host's name
+                raise
+            zh, en = "用不了：令牌里有不是 ASCII 的字符", "the token has characters that are not ASCII"
+            raise SourceError(zh, en, lasting=True, status=401) from error
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise web.senseless() from error
         except OSError as error:

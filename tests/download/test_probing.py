@@ -187,6 +187,13 @@ def test_the_token_goes_to_whom_the_user_named_alone(servers, program, monkeypat
     assert lowered(elsewhere) and not any("authorization" in headers for headers in lowered(elsewhere))
 
 
+def test_a_token_that_cannot_be_sent(servers, program, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_令牌")
+    (hub,) = servers(1)
+    with pytest.raises(StartupError, match=r"the token has characters .* Set the environment variable HF_TOKEN to a"):
+        get(program, hub.url)
+
+
 def test_a_mirror_that_nobody_named_gets_no_token(servers, program, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     (mirror,) = servers(1)
