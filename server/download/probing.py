@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from server.download import web
 from server.download.folder import Repositories
-from server.download.sources import Listing, RemoteFile, Source, find_listing, title
+from server.download.sources import Listing, RemoteFile, Source, absent, find_listing, title
 from server.download.web import SourceError
 from server.errors import StartupError
 
@@ -53,6 +53,8 @@ def find_suppliers(
     each: what cannot give a piece, or is too slow to be waited for, comes last.
     """
     asked = [source for source in sources if source.names(repositories)]
+    if not asked:
+        return [], [(source, absent()) for source in sources]
     answers: queue.Queue[Answer] = queue.Queue()
     listed: dict[Source, Supplier] = {}
     for source in asked:

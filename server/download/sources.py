@@ -161,14 +161,17 @@ def title(source: Source) -> str:
 
 def find_listing(source: Source, client: httpx2.Client, repositories: Repositories) -> Listing:
     """What the source has of the model; asked again, a little later, while it says that it is busy."""
-    absent = SourceError("没有这个模型", "does not have the model", lasting=True, status=404)
     for name in source.names(repositories):
         try:
             return _patiently(lambda name=name: source.list_files(client, name))
         except SourceError as error:
             if error.status != 404:
                 raise
-    raise absent
+    raise absent()
+
+
+def absent() -> SourceError:
+    return SourceError("没有这个模型", "does not have the model", lasting=True, status=404)
 
 
 def _patiently(call: Callable[[], T]) -> T:

@@ -215,6 +215,17 @@ def test_the_sentence_model(servers, program):
     assert contents(program / "THUDM" / "text2vec-large-chinese") == model
 
 
+def test_a_source_that_never_had_the_model_is_not_asked(program):
+    source = f"modelscope={NOWHERE}"
+    code, _, err = run(program, "text2vec-large-chinese", "--source", source, "--language", "zh")
+    assert (code, err.count("\n")) == (2, 1)
+    assert err.startswith(f"{NOWHERE} 上没有 GanymedeNil/text2vec-large-chinese：请换一个 --source，")
+    fill(program / "THUDM" / "text2vec-large-chinese", {"config.json": b"{}", "vocab.txt": b"a\n" * 1000,
+                                                       "pytorch_model.bin": b"w" * 5000})  # fmt: skip
+    code, out, _ = run(program, "text2vec-large-chinese", "--source", source, "--verify")
+    assert code == 0 and "pytorch_model.bin  no checksum to compare with" in out
+
+
 # proxies
 
 
