@@ -130,7 +130,7 @@ def _listing(repository: str, revision: str, files: Iterable[tuple[Any, Any, Any
     found = []
     for name, size, sha256 in files:
         # no path: also not one that only Windows takes for one
-        if isinstance(size, int) and size >= 0 and re.fullmatch(r"[\w.-]+", str(name)):
+        if isinstance(size, int) and size > 0 and re.fullmatch(r"[\w.-]+", str(name)):
             is_hash = re.fullmatch(r"[0-9a-f]{64}", str(sha256))
             found.append(RemoteFile(name, size, sha256 if is_hash else None))
     return Listing(repository, revision, found)

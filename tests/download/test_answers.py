@@ -189,6 +189,14 @@ def test_a_listing_without_sizes(servers, program):
     assert hub.fetched() == []
 
 
+def test_a_listing_that_says_that_a_file_is_empty(servers, program):
+    bad, good = servers(2)
+    bad.claimed["config.json"] = 0
+    assert "still lacks config.json" in failure(program, bad.url)
+    assert not (folder_of(program) / "config.json").exists()
+    assert contents(get(program, bad.url, good.url)) == MODEL
+
+
 @pytest.mark.parametrize("site", ["", "modelscope="])
 def test_a_listing_with_names_that_lead_elsewhere(site, servers, program):
     """A backslash and a colon say so on Windows alone."""
