@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 import pytest
 
 from server import memory as memory_module
+from server.doctor.checks import all_checks
 from server.doctor.children import ChildFailed
 from server.doctor.graphics import adapter_name, judge_gpus, linux_adapters
 from server.doctor.host import (
@@ -20,7 +21,7 @@ from server.doctor.host import (
     satisfies,
     wanted_packages,
 )
-from server.doctor.machine import Gpus
+from server.doctor.machine import Gpus, Machine
 from server.doctor.place import DEEPEST, Disk, Place, judge_disk, judge_place, read_place
 from server.doctor.plan import beside_itself, judge_memory, judge_needs, judge_profile
 from server.doctor.result import State, conclude, problem
@@ -309,6 +310,14 @@ CUDA = {"version": "2.13.0+cu126", "cuda": "12.6", "devices": 1, "architectures"
 )
 def test_torch(found, has_gpu, state, words):
     judged(judge_torch(found, has_gpu), state, *words)
+
+
+@pytest.mark.parametrize(("visible", "state"), [(None, WARNING), ("", OK), ("0", WARNING)])
+def test_pytorch_need_not_use_gpus_that_were_hidden(visible, state):
+    machine = Machine(Config(model="demo"), env={} if visible is None else {"CUDA_VISIBLE_DEVICES": visible})
+    machine.gpus, machine.torch = lambda: Gpus((CARD,), "560.35"), lambda: CPU
+    (check,) = [check for check in all_checks(machine, None) if check.id == "torch"]
+    assert check.run().state is state
 
 
 @pytest.mark.parametrize(
