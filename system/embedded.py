@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import configparser
 import hashlib
+import http.client
 import json
 import os
 import re
 import urllib.parse
 import urllib.request
-import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -26,7 +26,10 @@ SHA256 = "009d6bf7e3b2ddca3d784fa09f90fe54336d5b60f0e0f305c37f400bf83cfd3b"
 PATHS = ("python311.zip", ".", "..\\..", "Lib\\site-packages")
 PTH = "python311._pth"
 LONGEST = 259  # characters of a path that Windows takes everywhere (MAX_PATH, less the zero at the end)
-_INDEX = "https://pypi.org/simple"
+# pip in one file, by its own makers: https://pip.pypa.io/en/stable/installation/#standalone-zip-application
+_PIP_APP = os.environ.get("BOOTSTRAP_PIP_URL", "https://bootstrap.pypa.io/pip/pip.pyz")
+# pip refuses to replace itself where the program is called "pip", as the folder in its wheel is
+_RUN_WHEEL = "import runpy, sys; sys.path.insert(0, sys.argv.pop(1)); runpy.run_module('pip', run_name='__main__')"
 _SECONDS = 60
 
 
@@ -51,28 +54,30 @@ def path_excess(root: Path) -> int:
     return len(str(root)) + 1 + longest - LONGEST
 
 
-def add_pip(python: Path, lock: Path, wheels: Path) -> None:
-    """Unpack the pip that ``lock`` names, from ``wheels`` or the package index: a wheel is a zip of what it installs.
+def find_pip(lock: Path, wheels: Path, work: Path) -> tuple[Sequence[str], Sequence[str]]:
+    """A pip that can be run without being installed: arguments of Python, and where that pip finds what it installs.
 
-    Raises OSError where it cannot be had, LookupError where what was found has another SHA-256.
+    It is the wheel that ``lock`` names, from ``wheels`` or the index that is configured, else PyPA's zip application,
+    which knows an index of its own. What is fetched lies in the folder ``work``. Raises OSError where it cannot be had,
+    LookupError where the wheel that was found has another SHA-256.
     """
     version, digests = pinned(lock, "pip")
-    name = f"pip-{version}-py3-none-any.whl"
-    target = python / "Lib" / "site-packages"
-    target.mkdir(parents=True, exist_ok=True)
-    archive = wheels / name
-    fetched = None
-    if not archive.is_file():
-        archive = fetched = target / f"{name}.part"
-        fetched.write_bytes(fetch_from_index("pip", name))
-    try:
-        if hashlib.sha256(archive.read_bytes()).hexdigest() not in digests:
-            raise LookupError(f"{archive.name}: SHA-256")
-        with zipfile.ZipFile(archive) as wheel:
-            wheel.extractall(target)
-    finally:
-        if fetched:
-            fetched.unlink()
+    wheel = wheels / f"pip-{version}-py3-none-any.whl"
+    if not _is_right(wheel, digests):
+        index = package_index()
+        if not index:
+            app = work / "pip.pyz"
+            app.write_bytes(_fetch(_PIP_APP)[0])
+            return [str(app)], []
+        wheel = work / wheel.name
+        wheel.write_bytes(_fetch_from_index(index, "pip", wheel.name))
+        if not _is_right(wheel, digests):
+            raise LookupError(f"{wheel.name}: SHA-256")
+    return ["-c", _RUN_WHEEL, str(wheel)], ["--no-index", "--find-links", str(wheel.parent)]
+
+
+def _is_right(file: Path, digests: Collection[str]) -> bool:
+    return file.is_file() and hashlib.sha256(file.read_bytes()).hexdigest() in digests
 
 
 def pinned(lock: Path, package: str) -> tuple[str, frozenset[str]]:
@@ -84,22 +89,27 @@ def pinned(lock: Path, package: str) -> tuple[str, frozenset[str]]:
     return found[1], frozenset(re.findall(r"--hash=sha256:([0-9a-f]{64})", found[2]))
 
 
-def fetch_from_index(package: str, name: str) -> bytes:
-    """The file ``name`` of a package. Raises OSError where the package index cannot be reached or does not have it."""
-    page = f"{package_index().rstrip('/')}/{package}/"
-    with urllib.request.urlopen(page, timeout=_SECONDS) as answer:
-        links = _Links()
-        links.feed(answer.read().decode("utf-8", "replace"))
-        page = answer.url  # mirrors redirect
+def _fetch_from_index(index: str, package: str, name: str) -> bytes:
+    content, page = _fetch(f"{index.rstrip('/')}/{package}/")
+    links = _Links()
+    links.feed(content.decode("utf-8", "replace"))
     for link in (urllib.parse.urljoin(page, link) for link in links.found):
         if urllib.parse.unquote(urllib.parse.urlsplit(link).path).endswith(f"/{name}"):
-            with urllib.request.urlopen(link, timeout=_SECONDS) as answer:
-                return answer.read()
+            return _fetch(link)[0]
     raise FileNotFoundError(f"{page} has no {name}")
 
 
-def package_index(environment: Mapping[str, str] = os.environ) -> str:
-    """The index that pip would ask: PIP_INDEX_URL, else the user's or the machine's pip.ini, else pip's own default."""
+def _fetch(url: str) -> tuple[bytes, str]:
+    """What is there, and where it was found in the end: mirrors redirect. Raises OSError."""
+    try:
+        with urllib.request.urlopen(url, timeout=_SECONDS) as answer:
+            return answer.read(), answer.url
+    except (ValueError, http.client.HTTPException) as error:  # no address at all, or half an answer
+        raise OSError(f"{url}: {error}") from None
+
+
+def package_index(environment: Mapping[str, str] = os.environ) -> str | None:
+    """The index that pip is told to ask: by PIP_INDEX_URL, else by the user's or the machine's pip.ini."""
     if url := environment.get("PIP_INDEX_URL"):
         return url
     files = [environment.get("PIP_CONFIG_FILE")]
@@ -114,7 +124,7 @@ def package_index(environment: Mapping[str, str] = os.environ) -> str:
         for section in ("install", "global"):
             if url := settings.get(section, "index-url", fallback=None):
                 return url
-    return _INDEX
+    return None
 
 
 class _Links(HTMLParser):

@@ -47,6 +47,10 @@ def main(argv: Sequence[str]) -> int:
     except Failure as failure:
         print(failure.zh if zh else failure.en, file=sys.stderr)
         return 1
+    except OSError as error:
+        failure = _cannot_write(Path(error.filename or ROOT), error)
+        print(failure.zh if zh else failure.en, file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("\n安装中断了，下次启动会接着装（没下完的那个包重新下）。" if zh else
               "\nInterrupted; the next start goes on (a download under way begins again).", file=sys.stderr)
@@ -78,6 +82,8 @@ def install(root: Path, zh: bool, with_tests: bool = False, repair: bool = False
         if stamp.was_cut_short() or repair:
             for folder in environment.package_folders():
                 forget_half_installed(folder)
+            if not environment.has_pip():  # it was half installed itself
+                _provide_pip(environment, home, lock)
         environment.inherited = inherited
         with stamp.running(files):
             environment.install(files, repair)
@@ -113,7 +119,7 @@ def _provide_pip(environment: Environment, home: Path, lock: Path | None) -> Non
     else:
         environment.say("正在安装 pip ……", "Installing pip ...")
         try:
-            embedded.add_pip(home, lock, lock.parent / "wheels")
+            environment.add_pip(lock.parent / "wheels")
         except (OSError, LookupError) as error:
             raise Failure(f"拿不到 pip（{error}）：请检查网络，或用 PIP_INDEX_URL 换源，再运行一次。",
                           f"pip cannot be had ({error}): check the network, or choose another package index with "
@@ -167,8 +173,10 @@ def one_at_a_time(path: Path, say: Callable[[str, str], None]) -> Iterator[tuple
 
 
 def _cannot_write(folder: Path, error: OSError) -> Failure:
-    return Failure(f"不能写入 {folder}（{error.strerror}）：请检查权限，或把程序移到别的文件夹。",
-                   f"Cannot write to {folder} ({error.strerror}): check its permissions, or move the program.")
+    reason = error.strerror or error
+    return Failure(f"不能写入 {folder}（{reason}）：请检查磁盘空间和权限，或把程序移到别的文件夹。",
+                   f"Cannot write to {folder} ({reason}): check the disk's space and the permissions, or move the "
+                   "program to another folder.")
 
 
 class Stamp:

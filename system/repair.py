@@ -12,7 +12,7 @@ def forget_half_installed(packages: Path) -> None:
     for leftover in packages.glob("~*"):  # what pip was about to replace
         shutil.rmtree(leftover, ignore_errors=True)
     for info in packages.glob("*.dist-info"):
-        if not info.name.startswith("pip-") and not _is_whole(info):  # pip was just seen to work
+        if not _is_whole(info):
             shutil.rmtree(info)
 
 

@@ -49,6 +49,23 @@ def find_gpu() -> Gpu | None:
     return max((Gpu(int(driver), (int(a), int(b))) for driver, a, b in found), default=None)
 
 
+def why_no_cuda(gpu: Gpu | None, again: str) -> tuple[str, str]:
+    """What to tell the user of a machine for which there is no build for CUDA; ``again``: the program to run later."""
+    driver, (major, minor) = min(CUDA_BUILDS.values())
+    if gpu is None:
+        return (f"没有找到 NVIDIA 显卡和驱动（nvidia-smi）：用 CPU 版 PyTorch。装好驱动后运行 {again}，就换成显卡版。",
+                "No NVIDIA GPU with a driver (nvidia-smi) was found: PyTorch for the CPU is used. When the driver is "
+                f"installed, run {again} to change to the one for the GPU.")
+    if gpu.capability < (major, minor):
+        found = ".".join(map(str, gpu.capability))
+        return (f"这块显卡太旧（计算能力 {found}，PyTorch 要 {major}.{minor} 起）：用 CPU 版 PyTorch。",
+                f"This GPU is too old (compute capability {found}, PyTorch needs {major}.{minor}): PyTorch for the "
+                "CPU is used.")
+    return (f"显卡驱动 {gpu.driver} 太旧（PyTorch 要 {driver} 或更新的）：用 CPU 版。更新后运行 {again} 换成显卡版。",
+            f"The GPU's driver {gpu.driver} is too old (PyTorch for the GPU needs {driver} or newer): PyTorch for the "
+            f"CPU is used. When the driver is updated, run {again} to change to the one for the GPU.")
+
+
 def torch_attempts(pin: str, gpu: Gpu | None, system: str) -> list[Attempt]:
     """Ways to get PyTorch ``pin`` for this machine (``system`` as in sys.platform), the best first."""
     attempts = []

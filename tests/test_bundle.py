@@ -1,16 +1,15 @@
 """The parts of tools/build_bundle.py, with tiny wheels; tests/windows builds and runs the real bundle."""
 
-import http.server
 import json
 import os
 import re
 import shutil
-import threading
 import zipfile
 
 import pytest
 from packaging.requirements import Requirement
 
+from server.converted import kept, sha256
 from system import embedded
 from system.repair import forget_half_installed
 from tests.conftest import ROOT
@@ -77,7 +76,7 @@ def test_wheel_that_does_not_fit_its_record_is_refused(wheels, tmp_path):
 
 def test_wheels_are_known_by_their_hash(wheels, tmp_path, monkeypatch):
     (wheel,) = wheels.glob("*.whl")
-    digest = build_bundle._sha256(wheel)
+    digest = sha256(wheel)
     lock = tmp_path / "lock.txt"
     lock.write_text(f"one==1 \\\n    --hash=sha256:{'0' * 64} \\\n    --hash=sha256:{digest}\n")
     assert bundle_packages.fetch(lock, wheels) == [wheel]
@@ -116,7 +115,7 @@ def test_same_files_give_the_same_zip(tmp_path):
         manifest = json.loads(made.read("chatglm-portable/manifest.json"))
     assert kinds["b.safetensors"] == zipfile.ZIP_STORED and kinds["a.txt"] == zipfile.ZIP_DEFLATED
     assert manifest["build"] == "cpu" and manifest["longest_path"] == len("b.safetensors")
-    assert manifest["files"]["a.txt"] == build_bundle._sha256(tmp_path / "one" / "a.txt")
+    assert manifest["files"]["a.txt"] == sha256(tmp_path / "one" / "a.txt")
 
 
 def test_project_without_tests_and_with_line_ends_of_windows(tmp_path):
@@ -127,17 +126,32 @@ def test_project_without_tests_and_with_line_ends_of_windows(tmp_path):
     assert len(bats) >= 6 and all(path.read_bytes().endswith(b"\r\n") for path in bats)
 
 
-@pytest.mark.parametrize("name", ["chatglm2-6b", "我的模型"])
-def test_model_inside(tmp_path, name):
-    source = tmp_path / name
-    shutil.copytree(ROOT / "THUDM" / "demo", source)
-    (source / "quantized").mkdir()
-    (source / "quantized" / "cache").touch()
-    (source / ".git").mkdir()
-    (source / ".git" / "config").touch()
+@pytest.fixture
+def model(tmp_path):
+    """A copy of the demo model with a licence, and what downloads, caches and git leave beside it."""
+    folder = tmp_path / "chatglm2-6b"
+    shutil.copytree(ROOT / "THUDM" / "demo", folder)
+    for name in ("MODEL_LICENSE", "quantized/cpu-int4.safetensors", ".git/config", "pytorch_model.bin.part"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(name)
+    return folder
+
+
+def files_in(folder):
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("name", ["chatglm2-6b", "我的'模型'"])
+def test_model_inside(tmp_path, model, name):
+    source = model.rename(tmp_path / name)
+    bundle_files.check_model(source)
     bundle_files.copy_model(source, tmp_path / "bundle")
-    inside = {path.name for path in (tmp_path / "bundle" / "THUDM" / name).rglob("*")}
-    assert {"config.json", "model.safetensors", "tokenizer.model"} <= inside and not {"cache", "config"} & inside
+    assert files_in(tmp_path / "bundle" / "THUDM" / name) == {
+        "config.json", "model.safetensors", "tokenizer.model", "tokenizer_config.json", "README.md", "MODEL_LICENSE"
+    }  # fmt: skip
+    bundle_files.write_licences(tmp_path / "bundle", [], {}, source)
+    table = (tmp_path / "bundle" / "licences" / "README.md").read_text(encoding="utf-8")
+    assert f"(<../THUDM/{name}/MODEL_LICENSE>)" in table
     config = tmp_path / "bundle" / "config.toml"
     assert config.exists() == (name != "chatglm2-6b")
     if config.exists():
@@ -146,17 +160,52 @@ def test_model_inside(tmp_path, name):
         assert parse([], env={}, root=tmp_path / "bundle").model == name
 
 
-def test_incomplete_model_is_refused(tmp_path):
-    shutil.copytree(ROOT / "THUDM" / "demo", tmp_path / "model")
-    (tmp_path / "model" / "tokenizer.model").unlink()
-    with pytest.raises(SystemExit, match=r"tokenizer\.model"):
-        bundle_files.copy_model(tmp_path / "model", tmp_path / "bundle")
+def test_pickles_that_were_converted_stay_out(tmp_path, model):
+    """The first start would hash them all, and nothing reads them."""
+    import torch
+    from safetensors.torch import load_file
+
+    from server.models.convert import convert
+
+    weights = model / "model.safetensors"
+    torch.save(load_file(weights), model / "pytorch_model.bin")
+    weights.unlink()
+    bundle_files.copy_model(model, tmp_path / "pickles")
+    assert "pytorch_model.bin" in files_in(tmp_path / "pickles" / "THUDM" / model.name)
+    convert(model, [model / "pytorch_model.bin"])
+    bundle_files.copy_model(model, tmp_path / "bundle")
+    inside = files_in(tmp_path / "bundle" / "THUDM" / model.name)
+    assert "model.safetensors" in inside and "pytorch_model.bin" not in inside
+
+
+@pytest.mark.parametrize("lacking", ["tokenizer.model", "model.safetensors", "MODEL_LICENSE"])
+def test_incomplete_model_is_refused(model, lacking):
+    (model / lacking).unlink()
+    with pytest.raises(SystemExit, match=lacking):
+        bundle_files.check_model(model)
+
+
+def test_model_of_which_only_the_quantized_file_was_kept_is_refused(model):
+    """It runs on the CPU alone, and the launchers are for GPUs."""
+    (model / "model.safetensors").unlink()
+    header = {"__metadata__": {"version": '"1"', "sources": '[{"name": "model.safetensors"}]', "sums": '{"a": ""}'},
+              "a": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}}  # fmt: skip
+    text = json.dumps(header).encode()
+    (model / "quantized" / "cpu-int4.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + b"0")
+    assert kept(model)
+    with pytest.raises(SystemExit, match=r"lacks model\.safetensors"):
+        bundle_files.check_model(model)
 
 
 def test_python_with_wrong_bytes_is_refused(tmp_path):
     (tmp_path / "python.zip").write_bytes(b"not Python")
-    with pytest.raises(SystemExit, match=embedded.SHA256):
-        bundle_python.obtain(str(tmp_path / "python.zip"), tmp_path)
+    for source in (str(tmp_path / "python.zip"), (tmp_path / "python.zip").as_uri()):
+        with pytest.raises(SystemExit, match=embedded.SHA256):
+            bundle_python.obtain(source, tmp_path)
+    for source in (str(tmp_path / "none.zip"), "http://127.0.0.1:9/python.zip"):
+        with pytest.raises(SystemExit, match=r"is not there|cannot be fetched"):
+            bundle_python.obtain(source, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["python.zip"]
 
 
 def test_torch_wheel_of_another_build_is_refused(tmp_path):
@@ -165,69 +214,3 @@ def test_torch_wheel_of_another_build_is_refused(tmp_path):
         build_bundle._options(["--build", "cu130", "--torch", str(next(tmp_path.glob("*.whl")))])
     with pytest.raises(SystemExit):
         build_bundle._options(["--torch", "x.whl"])
-
-
-# Python in the bundle
-
-
-def test_paths_are_written_once(tmp_path):
-    assert embedded.write_paths(tmp_path) and not embedded.write_paths(tmp_path)
-    (tmp_path / embedded.PTH).write_text("python311.zip\n.\nimport site\n")
-    assert embedded.write_paths(tmp_path)
-    lines = (tmp_path / embedded.PTH).read_bytes().split(b"\r\n")
-    assert b"..\\.." in lines and b"import site" not in lines and lines[-1] == b""
-
-
-@pytest.fixture
-def pip_index(tmp_path):
-    """An index that has a package called pip, laid out as mirrors do it."""
-    make_wheel(tmp_path / "files", "pip", "9")
-    (tmp_path / "simple" / "pip").mkdir(parents=True)
-    page = "".join(f'<a href="../../files/pip-{n}-py3-none-any.whl#sha256=0">{n}</a>' for n in (8, 9))
-    (tmp_path / "simple" / "pip" / "index.html").write_text(page)
-
-    class Handler(http.server.SimpleHTTPRequestHandler):
-        def __init__(self, *request):
-            super().__init__(*request, directory=str(tmp_path))
-
-        def log_message(self, *_):
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/simple"
-    server.shutdown()
-    server.server_close()
-
-
-def test_pip_comes_from_the_users_index(pip_index, tmp_path, monkeypatch):
-    monkeypatch.setenv("PIP_INDEX_URL", pip_index)
-    lock = tmp_path / "lock.txt"
-    lock.write_text(f"pip==9 \\\n    --hash=sha256:{'0' * 64}\n")
-    with pytest.raises(LookupError, match="SHA-256"):
-        embedded.add_pip(tmp_path / "python", lock, tmp_path / "none")
-    assert not list((tmp_path / "python").rglob("*.py*")), "nothing of what has the wrong hash"
-    digest = build_bundle._sha256(tmp_path / "files" / "pip-9-py3-none-any.whl")
-    lock.write_text(f"pip==9 --hash=sha256:{digest}\n")
-    embedded.add_pip(tmp_path / "python", lock, tmp_path / "none")
-    assert {path.name for path in (tmp_path / "python/Lib/site-packages").iterdir()} == {"pip.py", "pip-9.dist-info"}
-    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/")
-    embedded.add_pip(tmp_path / "again", lock, tmp_path / "files")
-    with pytest.raises(OSError):
-        embedded.add_pip(tmp_path / "again", lock, tmp_path / "none")
-
-
-def test_index_is_the_one_that_pip_would_ask(tmp_path):
-    assert embedded.package_index({}).startswith("https://")
-    assert embedded.package_index({"PIP_INDEX_URL": "http://a/simple"}) == "http://a/simple"
-    (tmp_path / "pip").mkdir()
-    (tmp_path / "pip" / "pip.ini").write_text("\ufeff[global]\nindex-url = http://b/simple%20x\n", encoding="utf-8")
-    assert embedded.package_index({"APPDATA": str(tmp_path)}) == "http://b/simple%20x"
-    (tmp_path / "pip" / "pip.ini").write_text("no section\n")
-    assert embedded.package_index({"APPDATA": str(tmp_path)}) == embedded.package_index({})
-
-
-def test_folder_that_is_too_deep(tmp_path):
-    assert embedded.path_excess(tmp_path) == 0
-    (tmp_path / "manifest.json").write_text(json.dumps({"longest_path": 259 - len(str(tmp_path))}))
-    assert embedded.path_excess(tmp_path) == 1

@@ -164,7 +164,7 @@ def test_busy_server_is_asked_again(hub, tmp_path):
 
 
 def test_server_that_stays_broken(hub, tmp_path):
-    hub.statuses["/chatglm2-6b"] = [500] * 99
+    hub.statuses["/chatglm2-6b"], hub.retry_after = [500] * 99, "0"
     assert "500" in failure(tmp_path, hub.url)
 
 
@@ -272,7 +272,7 @@ def test_disk_that_is_too_small(hub, tmp_path):
 def test_repository_without_weights(hub, tmp_path):
     hub.repositories = {"THUDM/chatglm2-6b": {k: v for k, v in MODEL.items() if k != SECOND}}
     said = failure(tmp_path, hub.url)
-    assert SECOND in said and "still lacks" in said
+    assert SECOND in said and "still lacks" in said and FIRST not in hub.fetched()
 
 
 # without a network

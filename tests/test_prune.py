@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 
@@ -21,6 +20,7 @@ from server.download import ensure_edition
 from server.download.folder import missing_files
 from server.engine.kv_cache import KVCache
 from server.errors import ModelError, StartupError
+from server.file_lock import folder_lock
 from server.hardware import Hardware
 from server.kernels.build import available
 from server.kernels.cpu_ops import CpuOps
@@ -34,18 +34,14 @@ from tests.hub_server import Hub
 DEMO = ROOT / "THUDM" / "demo"
 NAME = "chatglm2-6b"
 NOWHERE = "http://127.0.0.1:9"
+RENAMED = 5  # what was left of a killed run removed, tensors, header, fsync, rename
+EVERY = -1  # one process after the other is killed, each a step later, until one comes to its end
 SCRIPT = """
-import os, signal, sys
+import os, shutil, signal, sys
 from pathlib import Path
-from server import __main__, converted, prune
+from server import __main__, prune
 from server.download import command, manifest
-from server.models import convert, loader
-root, kill_at = Path(sys.argv[1]), int(sys.argv[2])
-manifest.MANIFEST = root / "manifest.json"
-loader.CACHED_FROM = 0
 really, other, steps = prune.prune, command.download, 0
-prune.prune = lambda config: really(config, root)
-command.download = lambda config: other(config, root)
 
 def deadly(function):  # the kill_at-th call, of all that matter to the disk, is the last thing that is done
     def step(*args, **keywords):
@@ -53,14 +49,38 @@ def deadly(function):  # the kill_at-th call, of all that matter to the disk, is
         result = function(*args, **keywords)
         steps += 1
         if steps == kill_at:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), signal.SIGINT if "interrupt" in os.environ else signal.SIGKILL)
         return result
     return step
 
-for owner, name in ((convert, "_add"), (os, "fsync"), (os, "replace"), (Path, "unlink"), (prune, "has_right_sums")):
-    setattr(owner, name, deadly(getattr(owner, name)))
-code = __main__._run(["download", "--language", "en", *sys.argv[3:]])
-print("steps", steps)
+def run(root, argv):
+    manifest.MANIFEST = root / "manifest.json"
+    command.download = lambda config: other(config, root)
+    if "--prune" in argv:
+        prepare(root)
+    return __main__._run(["download", "--language", "en", *argv])
+
+def prepare(root):
+    from server import converting
+    from server.models import loader
+    loader.CACHED_FROM = 0
+    prune.prune = lambda config: really(config, root)
+    for owner, name in ((converting.Sources, "described"), (converting, "_write_all"), (os, "fsync"), (os, "replace"),
+                        (Path, "unlink"), (prune, "has_right_sums")):
+        setattr(owner, name, deadly(getattr(owner, name)))
+
+home, kill_at, argv = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
+if kill_at >= 0:
+    sys.exit(run(home, argv))
+import torch, server.adapters, server.download.fetch, server.models.loader  # once, and not in each of the processes
+kill_at = code = 0
+while not kill_at or code == -signal.SIGKILL:
+    kill_at += 1
+    root = shutil.copytree(home / "0", home / str(kill_at))
+    if pid := os.fork():
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    else:
+        os._exit(run(root, argv))
 sys.exit(code)
 """
 needs_compiler = pytest.mark.skipif(not available(), reason="no C compiler for the CPU kernels")
@@ -127,7 +147,7 @@ def mine(root):
     return pickled_demo(root / "我的 模型")
 
 
-def test_a_start_reads_the_converted_file_alone_and_answers_the_same(root, mine):
+def test_a_start_reads_the_converted_file_alone_and_answers_the_same(root, mine, capsys):
     before = answer(mine)
     size = sum((mine / name).stat().st_size for name in pickles(mine))
     code, out, err = prune(root, str(mine))
@@ -135,8 +155,8 @@ def test_a_start_reads_the_converted_file_alone_and_answers_the_same(root, mine)
     assert f"Deleted 3 original files of weights, {size / 1e6:.1f} MB were freed" in out
     assert not pickles(mine) and whole_file(mine).is_file() and not missing_files(mine)
     assert answer(mine) == before
-    code, out, _ = prune(root, str(mine))
-    assert code == 0 and "nothing to delete" in out
+    assert module.prune(Config(model=str(mine), language="en"), root) == 0
+    assert "nothing to delete" in capsys.readouterr().out
 
 
 @needs_compiler
@@ -145,13 +165,11 @@ def test_what_the_cpu_needs_is_kept_quantized(root, mine, capsys):
     code, out, err = prune(root, str(mine), "-q", "4", "--device", "cpu")
     assert code == 0 and "quantized/cpu-int4.safetensors" in out, err
     assert not pickles(mine) and not whole_file(mine).exists() and not missing_files(mine)
-    assert answer(mine, "-q", "4") == before
     assert answer(mine) == before  # nothing was asked for: what is there is used
     for options in (("-q", "8"), ("-q", "16")):
         config = Config(model=str(mine), quantize=int(options[1]), device="cpu", language="en")
         with pytest.raises(ModelError, match="runs only on the CPU with -q 4"):
             ensure_edition(config, root)
-    assert prune(root, str(mine), "-q", "4", "--device", "cpu")[0] == 0
 
 
 @needs_compiler
@@ -169,24 +187,26 @@ def test_after_the_last_kept_file_is_damaged_the_user_is_told_what_to_do(root, m
 @pytest.mark.skipif(os.name == "nt", reason="no SIGKILL")
 @pytest.mark.parametrize("bits", [16, pytest.param(4, marks=needs_compiler)])
 def test_killed_at_any_moment_it_leaves_a_model_that_starts(root, bits, monkeypatch):
-    """After each step of the last ones: the last tensor is written, synced, renamed, checked, each original deleted."""
+    """After each step: the tensors are written, the header, all is synced, renamed, checked, each original deleted."""
     monkeypatch.setattr(loader, "CACHED_FROM", 0)
-    folder, options = root / "THUDM" / "mine", ("-q", str(bits), "--device", "cpu")
-    ops = TorchOps() if bits == 16 else CpuOps(1)
-    pickled_demo(folder)
-    before = load_logits(folder, bits, ops)
-    shutil.rmtree(folder)
-    pickled_demo(folder)
-    steps = int(prune(root, "mine", *options)[1].rpartition("steps ")[2])
-    for kill_at in range(steps - 8 if bits == 16 else 1, steps + 1):
-        shutil.rmtree(folder)
-        pickled_demo(folder)
-        assert prune(root, "mine", *options, kill_at=kill_at)[0] == -signal.SIGKILL
-        assert not missing_files(folder) and torch.equal(load_logits(folder, bits, ops), before), kill_at
-        config = Config(model="mine", quantize=bits, device="cpu", language="en")
-        assert module.prune(config, root) == 0
-        assert not pickles(folder) and not [*folder.rglob("*.part"), *folder.rglob("*.converting")]
+    options, ops = ("-q", str(bits), "--device", "cpu"), TorchOps() if bits == 16 else CpuOps(1)
+    before = load_logits(pickled_demo(root / "as it was"), bits, ops)
+    pickled_demo(root / "0" / "THUDM" / "mine")
+    shutil.copy(root / "manifest.json", root / "0")
+    code, _, err = prune(root, "mine", *options, kill_at=EVERY)
+    assert code == 0, err
+    *killed, whole = sorted((path for path in root.iterdir() if path.name.isdigit() and path.name != "0"),
+                            key=lambda path: int(path.name))  # fmt: skip
+    assert len(killed) == 11 and not pickles(whole / "THUDM" / "mine")
+    left = set()
+    for place in killed:
+        folder = place / "THUDM" / "mine"
+        left.add(len(pickles(folder)))
+        assert not missing_files(folder) and torch.equal(load_logits(folder, bits, ops), before), place.name
+        assert module.prune(Config(model="mine", quantize=bits, device="cpu", language="en"), place) == 0
+        assert not pickles(folder) and not [*folder.rglob(".converting")]
         assert torch.equal(load_logits(folder, bits, ops), before)
+    assert left == {0, 1, 2, 3}
 
 
 def load_logits(folder, bits, ops):
@@ -220,6 +240,25 @@ def test_links_to_files_elsewhere_are_left(root, mine):
     assert "only a link" in refused(root, str(mine)) and len(pickles(mine)) == 3 and blob.exists()
 
 
+def test_ctrl_c_deletes_nothing_and_says_so(root, mine, monkeypatch):
+    monkeypatch.setenv("interrupt", "1")
+    code, _, err = prune(root, str(mine), kill_at=RENAMED - 2)
+    assert code == 130 and "nothing was deleted" in err and err.count("\n") == 1
+    assert len(pickles(mine)) == 3 and not whole_file(mine).exists() and not (mine / ".converting").exists()
+
+
+def test_another_program_in_the_folder_is_waited_for(root, mine):
+    with folder_lock(mine):
+        assert "try again when it is done" in refused(root, str(mine)) and len(pickles(mine)) == 3
+
+
+@pytest.mark.parametrize("options", [(), pytest.param(("-q", "4", "--device", "cpu"), marks=needs_compiler)], ids=str)
+def test_a_full_disk_deletes_nothing(root, small_disk, options):
+    folder = pickled_demo(small_disk / "mine")
+    err = refused(root, str(folder), *options)
+    assert "is full" in err and "are needed" in err and len(pickles(folder)) == 3
+
+
 def test_a_damaged_original_is_not_deleted(root, mine):
     path = mine / pickles(mine)[1]
     path.write_bytes(path.read_bytes()[:-300])
@@ -227,8 +266,8 @@ def test_a_damaged_original_is_not_deleted(root, mine):
 
 
 def test_a_damaged_result_is_noticed(root, mine):
-    prune(root, str(mine), kill_at=len(load_file(DEMO / "model.safetensors")) + 3)  # it is there, all originals too
-    assert len(pickles(mine)) == 3
+    prune(root, str(mine), kill_at=RENAMED)  # it is there, all originals too
+    assert len(pickles(mine)) == 3 and whole_file(mine).exists()
     content = bytearray(whole_file(mine).read_bytes())
     content[-1] ^= 1
     whole_file(mine).write_bytes(content)

@@ -54,3 +54,17 @@ def test_gpu_is_asked_of_nvidia_smi(output, gpu, tmp_path, monkeypatch):
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert torch_builds.find_gpu() == gpu
+
+
+@pytest.mark.parametrize(
+    ("gpu", "zh", "en"),
+    [
+        (None, "没有找到 NVIDIA 显卡和驱动", "No NVIDIA GPU with a driver"),
+        ((580, (3, 5)), "显卡太旧（计算能力 3.5，PyTorch 要 5.0 起）", "compute capability 3.5, PyTorch needs 5.0"),
+        ((470, (8, 6)), "驱动 470 太旧（PyTorch 要 525", "driver 470 is too old (PyTorch for the GPU needs 525"),
+    ],
+)
+def test_why_there_is_no_build_for_cuda(gpu, zh, en):
+    assert all("+cu" not in requirement for requirement, *_ in attempts(gpu and torch_builds.Gpu(*gpu), "win32"))
+    said = torch_builds.why_no_cuda(gpu and torch_builds.Gpu(*gpu), "setup_offline.bat")
+    assert zh in said[0] and en in said[1]

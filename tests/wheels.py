@@ -1,4 +1,4 @@
-"""Tiny wheels for the tests of the installer."""
+"""Tiny wheels, and pip in one file, for the tests of the installer."""
 
 import base64
 import hashlib
@@ -21,8 +21,17 @@ def make_wheel(
         digest = base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).rstrip(b"=").decode()
         record += f"{path},sha256={digest},{len(text.encode())}\n"
     record_path = f"{name}-{version}.dist-info/RECORD"
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     wheel = folder / f"{name}-{version}-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
         for path, text in {**contents, record_path: record + f"{record_path},,\n"}.items():
             archive.writestr(path, text)
+
+
+def make_pip_app(wheel: Path, app: Path) -> None:
+    """A wheel of pip as PyPA's zip application: the same files without dist-info, and what calls them."""
+    with zipfile.ZipFile(wheel) as packed, zipfile.ZipFile(app, "w") as made:
+        for name in packed.namelist():
+            if name.startswith("pip/"):
+                made.writestr(name, packed.read(name))
+        made.writestr("__main__.py", "import runpy\nrunpy.run_module('pip', run_name='__main__')\n")

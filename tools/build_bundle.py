@@ -15,6 +15,7 @@ import argparse
 import hashlib
 import importlib
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -24,10 +25,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from system.torch_builds import torch_pin  # noqa: E402
+from server.converted import sha256  # noqa: E402
+from system.torch_builds import CUDA_BUILDS, torch_pin  # noqa: E402
 
 LOCK = ROOT / "system" / "windows-lock.txt"
-BUILDS = ("cpu", "cu126", "cu130")
+BUILDS = ("cpu", *sorted(CUDA_BUILDS))
 
 
 def main(argv: Sequence[str]) -> int:
@@ -60,6 +62,10 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     wanted = f"torch-{torch_pin(ROOT / 'requirements.txt')}+{options.build}-cp311-cp311-win_amd64.whl"
     if options.torch and options.torch.name != wanted:
         parser.error(f"{options.torch.name} does not belong into this bundle: it takes {wanted}")
+    if options.torch and not options.torch.is_file():
+        parser.error(f"{options.torch} is not there")
+    if options.with_model:
+        options.with_model = Path(os.path.abspath(options.with_model))  # its name is that of the folder in the bundle
     options.cache.mkdir(parents=True, exist_ok=True)
     return options
 
@@ -85,6 +91,8 @@ def assemble(options: argparse.Namespace, target: Path) -> dict[str, object]:
     from system.embedded import write_paths
     from tools import bundle_files, bundle_kernels, bundle_packages, bundle_python
 
+    if options.with_model:
+        bundle_files.check_model(options.with_model)
     python = target / "system" / "python"
     archive = bundle_python.obtain(options.python, options.cache)
     target.mkdir()
@@ -101,7 +109,7 @@ def assemble(options: argparse.Namespace, target: Path) -> dict[str, object]:
     if any(package.name == "torch" for package in packages):
         _note_installed(python)
     bundle_kernels.place(bundle_kernels.compiled(options.cache), target)
-    bundle_files.write_licences(target, packages, bundle_kernels.licence_texts())
+    bundle_files.write_licences(target, packages, bundle_kernels.licence_texts(), options.with_model)
     if options.with_model:
         bundle_files.copy_model(options.with_model, target)
     about = {
@@ -109,8 +117,8 @@ def assemble(options: argparse.Namespace, target: Path) -> dict[str, object]:
         "version": VERSION,
         "build": options.build,
         "model": options.with_model.name if options.with_model else None,
-        "python": {"archive": archive.name, "sha256": _sha256(archive)},
-        "wheels": {wheel.name: _sha256(wheel) for wheel in sorted(wheels)},
+        "python": {"archive": archive.name, "sha256": sha256(archive)},
+        "wheels": {wheel.name: sha256(wheel) for wheel in sorted(wheels)},
     }
     bundle_files.write_manifest(target, about)
     return about
@@ -125,11 +133,6 @@ def _note_installed(python: Path) -> None:
 
 def _name(about: dict[str, object]) -> str:
     return "-".join(str(part) for part in (about["version"], about["build"], about["model"]) if part)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 if __name__ == "__main__":

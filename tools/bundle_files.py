@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
+import re
 import shutil
 import subprocess
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from server.converted import replacement, sha256
+from server.download.folder import DEFAULT_MODEL, missing_files
+from tools import vendor_web
 from tools.bundle_packages import Package
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,23 +38,39 @@ def copy_project(target: Path) -> None:
             (target / name).write_bytes(content)
 
 
-def copy_model(source: Path, target: Path) -> None:
-    """A complete model folder, without what can be made again. Raises SystemExit where it is not complete."""
-    from server.download.folder import missing_files
+def check_model(source: Path) -> None:
+    """Raises SystemExit where a folder is not a model with all of its original weights and its licence."""
+    if missing := missing_files(source, originals=True):
+        raise SystemExit(f"{source} lacks {', '.join(missing)}: python -m server download completes a published model")
+    if not _model_licences(source):
+        raise SystemExit(f"{source} has no MODEL_LICENSE or LICENSE: a model is only passed on with it")
+    if source.name == "demo":
+        raise SystemExit(f"{source} has the name of the demo model, which is in every bundle: rename it")
 
-    if missing := missing_files(source):
-        raise SystemExit(f"{source} is no complete model: {', '.join(missing)}")
+
+def copy_model(source: Path, target: Path) -> None:
+    """A model folder without what can be made again or was left behind, and config.toml to start it."""
+    made = replacement(source)  # of pickles, which need not be there any more
+    superfluous = {path.name for path in made.originals} if made else set()
     home = target / "THUDM" / source.name
     for path in sorted(source.rglob("*")):
         name = path.relative_to(source)
-        if path.is_file() and not any(part.startswith(".") or part == "quantized" for part in name.parts):
+        unwanted = path.suffix == ".part" or any(part.startswith(".") or part == "quantized" for part in name.parts)
+        if path.is_file() and not unwanted and str(name) not in superfluous:
             (home / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, home / name)
-    if source.name != "chatglm2-6b":  # the one that a double-click starts anyway
-        (target / "config.toml").write_text(f"model = '{source.name}'\n", encoding="utf-8")
+    if source.name != Path(DEFAULT_MODEL).name:  # the one that a double-click starts anyway
+        line = f"model = {json.dumps(source.name, ensure_ascii=False)}\n"
+        (target / "config.toml").write_text(line, encoding="utf-8", newline="\n")
 
 
-def write_licences(target: Path, packages: Iterable[Package], texts: Mapping[str, bytes]) -> None:
+def _model_licences(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("*") if re.match("(model_)?licen[sc]e", path.name, re.IGNORECASE))
+
+
+def write_licences(
+    target: Path, packages: Iterable[Package], texts: Mapping[str, bytes], model: Path | None = None
+) -> None:
     """licences/ with a file for every part that brings texts, and a table of all; ``texts``: those of the kernels."""
     folder = target / "licences"
     folder.mkdir()
@@ -60,8 +79,12 @@ def write_licences(target: Path, packages: Iterable[Package], texts: Mapping[str
         (folder / name).write_bytes(text)
     rows = [("chatglm-portable", "", "Apache-2.0", ["../LICENSE"]),
             ("Python", "3.11.9", "PSF-2.0", ["../system/python/LICENSE.txt"]),
-            ("Swagger UI", "", "Apache-2.0", ["../server/webui/vendor/swagger-ui/LICENSE"]),
             ("server/kernels/cpu/ready", "", "MIT, ZPL-2.1", sorted(texts))]  # fmt: skip
+    for part in vendor_web.PACKAGES:
+        rows.append((part.name, part.version, part.licence, [f"../server/webui/vendor/{part.folder}/LICENSE"]))
+    if model:
+        own = [f"../THUDM/{model.name}/{name}" for name in _model_licences(model)]
+        rows.append((model.name, "", "its own", own))
     for package in packages:
         own = [f"{package.name}.txt"] if package.text else ["../LICENSE"] if "Apache" in package.licence else []
         rows.append((package.name, package.version, package.licence, own))
@@ -77,7 +100,7 @@ def write_licences(target: Path, packages: Iterable[Package], texts: Mapping[str
 
 def write_manifest(target: Path, about: Mapping[str, object]) -> None:
     """What the bundle is, the SHA-256 of every file, and how long the longest path is in it."""
-    files = {path.relative_to(target).as_posix(): _sha256(path) for path in _files(target)}
+    files = {path.relative_to(target).as_posix(): sha256(path) for path in _files(target)}
     longest = max(map(len, files))
     content = {**about, "longest_path": longest, "files": files}
     (target / MANIFEST).write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8",
@@ -102,8 +125,3 @@ def write_zip(source: Path, archive: Path) -> None:
 def _files(folder: Path) -> list[Path]:
     """All files, in an order that no file system decides."""
     return sorted((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.as_posix())
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

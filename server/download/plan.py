@@ -28,8 +28,7 @@ class Wanted(NamedTuple):
 def wanted_files(files: Sequence[RemoteFile], kind: ModelKind, *, pickles: bool = False) -> list[RemoteFile]:
     """What is worth downloading, small files first; ``pickles`` only if asked for, or if there are no safetensors."""
     patterns = ("config.json", *kind.tokenizers, *kind.extras, *WEIGHTS)
-    here = [file for file in files if "/" not in file.name]
-    chosen = [file for file in here if any(fnmatch.fnmatch(file.name, pattern) for pattern in patterns)]
+    chosen = [file for file in files if any(fnmatch.fnmatch(file.name, pattern) for pattern in patterns)]
     for mark, is_wanted in ((".bin", pickles), (".safetensors", True)):
         if is_wanted and any(file.name.endswith(mark) for file in chosen):
             chosen = [file for file in chosen if mark in file.name or not _is_of_weights(file.name)]

@@ -86,6 +86,17 @@ def test_failures_are_one_sentence_in_both_languages(program):
     assert err.startswith(f"chatglm2-6b 下载不了。{NOWHERE} 连不上或连接断了。请")
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows says it differently")
+def test_a_reader_that_leaves_is_no_disk_that_fails(servers, program):
+    (hub,) = servers(1)
+    reader, writer = os.pipe()
+    os.close(reader)
+    process = start(program, NAME, "--source", hub.url, stdout=writer)
+    os.close(writer)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (1, "")
+
+
 # --verify
 
 

@@ -11,6 +11,8 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import psutil
+
 from tests.windows.rig import Rig, run_quietly
 
 STARTED = r"(?:ready|已就绪)[:：] ?(http://127\.0\.0\.1:\d+)"
@@ -49,10 +51,10 @@ def kept_window(output: str) -> bool:
 
 
 class Running:
-    """A launcher that serves; a context manager that ends it as Task Manager does."""
+    """A launcher that serves at --port; a context manager that ends it as Task Manager does."""
 
     def __init__(self, bundle: Bundle, bat: str, *arguments: str, model: str = "demo", **how):
-        self.bundle, self.started = bundle, time.monotonic()
+        self._port = " ".join(arguments[arguments.index("--port") :][:2])
         options = ("--model", model) if model else ()
         self.process = subprocess.Popen(bundle.command(bat, *options, *arguments, **how), stdin=subprocess.DEVNULL,
                                         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8",
@@ -60,7 +62,7 @@ class Running:
         self.lines: list[str] = []
         self._reader = threading.Thread(target=lambda: self.lines.extend(self.process.stdout), daemon=True)
         self._reader.start()
-        self.url = self.wait_for(STARTED)[1]
+        self.url = self.wait_for(STARTED, 600)[1]  # a first start may install packages
 
     @property
     def text(self) -> str:
@@ -77,8 +79,10 @@ class Running:
         return self
 
     def __exit__(self, *_) -> None:
-        if self.process.poll() is None:
-            self.bundle.rig.run("wine", "taskkill", "/f", "/im", "python.exe")
+        for process in psutil.process_iter(["cmdline"]):
+            words = " ".join(process.info["cmdline"] or ())
+            if "-m server" in words and self._port in words and "python.exe" in words:
+                process.kill()
         self.end()
 
     def end(self, seconds: float = 60) -> int:

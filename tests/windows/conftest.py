@@ -14,6 +14,7 @@ from tests.windows.bundle import Bundle
 from tools import build_bundle
 
 NASTY = "桌面/chat glm (1) & Co! 模型🙂"
+CUDA = ("--build", "cu126", "--python", "copy")
 figures: dict[str, str] = {}
 
 
@@ -37,6 +38,7 @@ def rig(tools):
         pytest.skip(f"no Windows to test in: {reason}")
     _compile_shims(machine)
     machine.stop()
+    machine.run("sh", "-c", "wineserver -p >/dev/null 2>&1")  # Windows is booted once
     yield machine
     machine.stop()
 
@@ -63,6 +65,15 @@ def archive(tools) -> Path:
 
 
 @pytest.fixture(scope="session")
+def cuda_archive(tools, tmp_path_factory) -> Path:
+    """The bundle for CUDA without PyTorch: the first start fetches it."""
+    out = tmp_path_factory.mktemp("cuda")
+    assert build_bundle.main([*CUDA, "--out", str(out), "--cache", str(tools)]) == 0
+    (made,) = out.iterdir()
+    return made
+
+
+@pytest.fixture(scope="session")
 def bundle(rig, archive) -> Bundle:
     """The bundle, unpacked into a folder whose name has all that breaks careless launchers."""
     return unpack(rig, archive, NASTY)
@@ -80,6 +91,10 @@ def unpack(rig, archive: Path, folder: str) -> Bundle:
 
 @pytest.fixture
 def port() -> int:
+    return free_port()
+
+
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
@@ -105,12 +120,14 @@ def index(tmp_path):
 
 class Index:
     def __init__(self, folder: Path, url: str):
-        self.folder, self.url = folder, url
+        self.folder, self.url, self.flat = folder, url, folder / "flat"
+        self.flat.mkdir()
 
     def add(self, wheel: Path) -> None:
         package = wheel.name.partition("-")[0].lower().replace("_", "-")
         (self.folder / package).mkdir(exist_ok=True)
-        (self.folder / package / wheel.name).symlink_to(wheel)
+        for folder in (self.folder / package, self.flat):
+            (folder / wheel.name).symlink_to(wheel)
 
 
 def pytest_terminal_summary(terminalreporter) -> None:

@@ -1,6 +1,7 @@
 """The launchers as users start them: everywhere, in whatever state their machine is."""
 
 import json
+import shutil
 import socket
 import time
 import zipfile
@@ -9,25 +10,37 @@ import pytest
 
 from server.kernels.build import VARIANTS
 from tests.conftest import ROOT
-from tests.windows.bundle import Running, kept_window
+from tests.windows.bundle import Bundle, Running, kept_window
+from tests.windows.conftest import free_port
 
 SMALL = "start_small_vram.bat"
 
 
-@pytest.mark.parametrize("page", [65001, 1252])
-def test_code_pages(bundle, port, page):
-    """936 is that of all other tests."""
-    with Running(bundle, SMALL, "--port", str(port), page=page) as server:
+@pytest.fixture(scope="module")
+def browser(rig):
+    """What makes the program believe that it has a browser, and the file where that writes the addresses."""
+    log = rig.lab / "browser.log"
+    log.unlink(missing_ok=True)
+    return {"BROWSER": r"Z:\lab\shims\browser.exe", "BROWSER_LOG": r"Z:\lab\browser.log"}, log
+
+
+@pytest.fixture(scope="module")
+def server(bundle, browser):
+    """One that several tests ask, on code page 936 and with a browser."""
+    with Running(bundle, SMALL, "--port", str(free_port()), "--log-level", "debug", env=browser[0]) as running:
+        yield running
+
+
+@pytest.mark.parametrize(("page", "bat"), [(65001, "start_medium_vram.bat"), (1252, "start_large_vram.bat")])
+def test_other_code_pages_and_launchers_and_a_clean_end(bundle, port, page, bat):
+    """Ctrl+C cannot be pressed here; the spool's quit.flag takes the same way out."""
+    with Running(bundle, bat, "--port", str(port), "--spool", "spool", page=page) as server:
         *_, last = server.events("你好", answer_prefix="你")
         assert "演示模型" in last["response"]
         assert "模型🙂" in server.text or page == 1252  # the folder's name
-
-
-@pytest.mark.parametrize("bat", ["开启API服务.bat", "start_medium_vram.bat", "start_large_vram.bat"])
-def test_every_launcher_answers(bundle, port, bat):
-    with Running(bundle, bat, "--port", str(port)) as server:
-        *_, last = server.events("你好", answer_prefix="你")
-        assert "演示模型" in last["response"]
+        (bundle.root / "spool" / "flags" / "quit.flag").touch()
+        assert server.end() == 0
+        assert not kept_window(server.text) and ("正在停止" in server.text or page == 1252)
 
 
 def test_polluted_environment_and_arguments(bundle, port, tmp_path):
@@ -53,11 +66,10 @@ def test_polluted_environment_and_arguments(bundle, port, tmp_path):
                 path.unlink()
 
 
-def test_ready_made_kernels_compute(bundle, port):
+def test_ready_made_kernels_compute(bundle, server):
     """The bundle needs no compiler: its own library is loaded, and none is compiled."""
-    with Running(bundle, SMALL, "--port", str(port), "--log-level", "debug") as server:
-        *_, last = server.events("你好")
-        assert last["response"]
+    *_, last = server.events("你好", answer_prefix="你")
+    assert "演示模型" in last["response"]
     assert not (bundle.root / "server/kernels/cpu/build").exists()
     code = "from server.kernels import build; from server.kernels.cpu_ops import CpuOps; print(CpuOps(2).name, "
     code += "build.find_compiler(), build._ready().is_file())"
@@ -67,31 +79,28 @@ def test_ready_made_kernels_compute(bundle, port):
     assert name.startswith("cpu-") and name != "cpu-plain" and (compiler, ready) == ("None", "True")
 
 
-def test_interrupt_keeps_what_was_said(bundle, port):
-    with Running(bundle, SMALL, "--port", str(port)) as server:
-        # a penalty far below 1 makes the model repeat itself for ever: only the interruption can end this answer
-        events = server.events("你好", answer_prefix="一、二、三、", max_length=2048, repetition_penalty=0.05)
-        said = [next(events)["response"] for _ in range(5)]
-        assert server.post("/interrupt").status == 200
-        said += [event["response"] for event in events]
-        assert said[0].startswith("一、二、三、") and said[-1].startswith(said[4])
-        tokens = int(server.wait_for(r"answer (\d+) tokens, .*abort")[1])
-        assert 0 < tokens < 1500
+def test_interrupt_keeps_what_was_said(server):
+    # a penalty far below 1 makes the model repeat itself for ever: only the interruption can end this answer
+    events = server.events("你好", answer_prefix="一、二、三、", max_length=2048, repetition_penalty=0.05)
+    said = [next(events)["response"] for _ in range(5)]
+    assert server.post("/interrupt").status == 200
+    said += [event["response"] for event in events]
+    assert said[0].startswith("一、二、三、") and said[-1].startswith(said[4])
+    tokens = int(server.wait_for(r"answer (\d+) tokens, .*abort")[1])
+    assert 0 < tokens < 1500
 
 
-def test_second_double_click_opens_the_page(bundle, port):
-    log = bundle.rig.lab / "browser.log"
-    log.unlink(missing_ok=True)
-    env = {"BROWSER": r"Z:\lab\shims\browser.exe", "BROWSER_LOG": r"Z:\lab\browser.log"}
-    with Running(bundle, SMALL, "--port", str(port), env=env) as server:
-        _wait_for_lines(log, 1)
-        second = bundle.run("start_large_vram.bat", "--port", str(port), "--model", "demo", env=env)
-        assert second.returncode == 0 and "已经在运行" in second.stdout
-        assert _wait_for_lines(log, 2) == [server.url, server.url]
-        quiet = bundle.run(SMALL, "--port", str(port), "--model", "demo", "--no-browser")
-        assert quiet.returncode == 2 and f"端口 {port}" in quiet.stdout
-        *_, last = server.events("你好")
-        assert last["response"], "the first one goes on"
+def test_second_double_click_opens_the_page(bundle, server, browser):
+    env, log = browser
+    port = server.url.rpartition(":")[2]
+    _wait_for_lines(log, 1)
+    second = bundle.run("start_large_vram.bat", "--port", port, "--model", "demo", env=env)
+    assert second.returncode == 0 and "已经在运行" in second.stdout
+    assert _wait_for_lines(log, 2) == [server.url, server.url]
+    quiet = bundle.run(SMALL, "--port", port, "--model", "demo", "--no-browser")
+    assert quiet.returncode == 2 and f"端口 {port}" in quiet.stdout
+    *_, last = server.events("你好")
+    assert last["response"], "the first one goes on"
 
 
 def _wait_for_lines(path, count: int) -> list[str]:
@@ -115,21 +124,26 @@ def test_failures_keep_the_window_and_give_the_exit_code(bundle, arguments, said
     assert unattended.returncode == 2 and not kept_window(unattended.stdout)
 
 
+@pytest.mark.parametrize("bat", ["start_small_vram.bat", "setup_offline.bat", "诊断.bat"])
+def test_a_launcher_without_the_program_says_so(bundle, bat):
+    """What Explorer does when it is started within the zip, and what people do who copy it to their desktop."""
+    alone = Bundle(bundle.rig, bundle.rig.lab / "Temp1 (alone)")
+    shutil.rmtree(alone.root, ignore_errors=True)
+    alone.root.mkdir()
+    shutil.copy(bundle.root / bat, alone.root)
+    before = {path.name for path in bundle.rig.system32.iterdir()}
+    done = alone.run(bat)
+    assert done.returncode == 1 and "Unpack the whole zip" in done.stdout and kept_window(done.stdout), done.stdout
+    assert [path.name for path in alone.root.iterdir()] == [bat]
+    assert {path.name for path in bundle.rig.system32.iterdir()} == before
+
+
 def test_port_of_another_program(bundle):
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
         done = bundle.run(SMALL, "--model", "demo", "--port", str(other.getsockname()[1]))
     assert done.returncode == 2 and "--port" in done.stdout and kept_window(done.stdout)
-
-
-def test_clean_end(bundle, port):
-    """Ctrl+C cannot be pressed here; the spool's quit.flag takes the same way out."""
-    spool = bundle.root / "spool"
-    with Running(bundle, SMALL, "--port", str(port), "--spool", "spool") as server:
-        (spool / "flags" / "quit.flag").touch()
-        assert server.end() == 0
-        assert not kept_window(server.text) and "正在停止" in server.text
 
 
 def test_help_of_every_launcher(bundle):

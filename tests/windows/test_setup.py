@@ -8,7 +8,7 @@ import pytest
 
 from system import embedded
 from tests.conftest import ROOT
-from tests.wheels import make_wheel
+from tests.wheels import make_pip_app, make_wheel
 from tests.windows import rig as rigs
 from tests.windows.bundle import Bundle, Running, kept_window
 from tests.windows.conftest import unpack
@@ -26,8 +26,11 @@ def full_index(index, archive, tools):
     return index
 
 
+QUICK = {"PIP_NO_COMPILE": "1"}  # byte code of ten thousand files takes minutes under wine
+
+
 def settings(index_url: str, **more: str) -> dict[str, str]:
-    return {"PIP_INDEX_URL": index_url, "PIP_RETRIES": "0", "PIP_TIMEOUT": "10", **more}
+    return {**QUICK, "PIP_INDEX_URL": index_url, "PIP_RETRIES": "0", "PIP_TIMEOUT": "10", **more}
 
 
 def remove(site, *packages: str) -> None:
@@ -120,18 +123,24 @@ def test_python_that_a_virus_scanner_broke(bundle):
     assert done.returncode == 1 and kept_window(done.stdout) and "请先双击 setup_offline.bat" in done.stdout
 
 
-def test_build_of_pytorch_for_the_gpu(rig, archive, full_index, tmp_path):
-    """The CPU bundle on a machine with a GPU. The build for CUDA is a tiny one here, of the right name."""
-    bundle = unpack(rig, archive, "显卡")
+def test_bundle_for_cuda_gets_pytorch_by_a_double_click(rig, cuda_archive, full_index, port):
+    """First without a network, then with a driver that is too old, then with a better one."""
+    bundle = unpack(rig, cuda_archive, "显卡")
+    start, old = ("开启API服务.bat", "--model", "demo"), {"NVIDIA_SMI": "470.14, 8.6"}
+    alone = bundle.run(*start, env={**settings(NOWHERE), **old, "PIP_RETRIES": "1"})
+    assert alone.returncode == 1 and kept_window(alone.stdout) and "Traceback" not in alone.stdout
+    assert "显卡驱动 470 太旧（PyTorch 要 525 或更新的）" in alone.stdout and "连不上软件源" in alone.stdout
+    with Running(bundle, start[0], "--port", str(port), env={**settings(full_index.url), **old}) as server:
+        assert "接着装" in server.text and "470 太旧" in server.text
+        *_, last = server.events("你好", answer_prefix="你")
+        assert "演示模型" in last["response"]
+
+    # the build for CUDA is a tiny one here, of the right name
     gpu = settings(full_index.url, NVIDIA_SMI="551.23, 8.9", PYTORCH_INDEX_URL=f"{full_index.url}/cuda")
     there = bundle.run(SETUP, env=gpu)
     assert there.returncode == 0 and "原来的还在" in there.stdout, there.stdout
     assert bundle.ask_python("import importlib.metadata as m; print(m.version('torch'))") == "2.13.0"
-
-    make_wheel(tmp_path / "made", "torch", "2.13.0+cu126", module="build = 'cu126'\n")
-    (tmp_path / "simple" / "cuda" / "cu126" / "torch").mkdir(parents=True)
-    for wheel in (tmp_path / "made").iterdir():
-        shutil.copy(wheel, tmp_path / "simple" / "cuda" / "cu126" / "torch")
+    make_wheel(full_index.folder / "cuda" / "cu126" / "torch", "torch", "2.13.0+cu126", module="build = 'cu126'\n")
     done = bundle.run(SETUP, env=gpu)
     assert done.returncode == 0 and "cu126" in done.stdout, done.stdout
     assert bundle.ask_python("import torch; print(torch.build)") == "cu126"
@@ -191,8 +200,14 @@ def test_checkout_without_python(checkout, windows_10, full_index, port):
     start = checkout.run("开启API服务.bat", "--model", "demo", page=UTF8)
     assert start.returncode == 1 and "请先双击 setup_offline.bat" in start.stdout and kept_window(start.stdout)
 
-    done = checkout.run(SETUP, env=settings(full_index.url), timeout=580)
+    (pip,) = full_index.flat.glob("pip-*.whl")
+    make_pip_app(pip, full_index.folder / "pip.pyz")
+    # no index is configured: pip comes by PyPA's own program, which here is told where to look
+    env = {"BOOTSTRAP_PIP_URL": f"{full_index.url}/pip.pyz", "PIP_NO_INDEX": "1",
+           "PIP_FIND_LINKS": f"{full_index.url}/flat/", **QUICK}  # fmt: skip
+    done = checkout.run(SETUP, env=env, timeout=580)
     assert done.returncode == 0 and "一切就绪" in done.stdout, done.stdout
+    assert (checkout.site / "pip" / "__main__.py").is_file()
     assert not checkout.root.joinpath("server/kernels/cpu/ready").exists()
     with Running(checkout, "开启API服务.bat", "--port", str(port)) as server:
         *_, last = server.events("你好", answer_prefix="你")
