@@ -29,8 +29,9 @@ class _File(logging.FileHandler):
         pass
 
 
-def keep_log(folder: Path) -> None:
-    """Beside the console, what this program's own modules log goes to ``folder``/server.log too."""
+def keep_log(folder: Path) -> logging.Handler:
+    """Beside the console, what this program's own modules log goes to ``folder``/server.log too; returns what writes it.
+    """
     path, old = (folder / name for name in NAMES)
     with contextlib.suppress(OSError):
         if path.stat().st_size > _LARGE:
@@ -40,3 +41,4 @@ def keep_log(folder: Path) -> None:
     file.setFormatter(logging.Formatter(_FORMAT))
     logging.getLogger().addHandler(file)
     starts.addHandler(file)
+    return file

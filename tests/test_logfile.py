@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-import shutil
+import os
 
 import pytest
 
@@ -14,47 +14,53 @@ from tests.test_main import copy, one_sentence, start  # noqa: F401
 
 
 @pytest.fixture
-def kept(tmp_path):
+def keep(tmp_path):
     """Keeps the log in a folder of its own; the handlers go afterwards."""
-    keep_log(tmp_path)
-    root, file = logging.getLogger(), starts.handlers[-1]
-    yield tmp_path / "server.log"
-    with contextlib.suppress(OSError):  # of the full disk
-        file.close()
-    root.removeHandler(file)
-    starts.removeHandler(file)
+    made = []
+
+    def start():
+        made.append(keep_log(tmp_path))
+        return made[-1]
+
+    yield start
+    for file in made:
+        with contextlib.suppress(OSError):  # of the full disk
+            file.close()
+        for logger in (starts, logging.getLogger()):
+            logger.removeHandler(file)
 
 
-def test_what_may_quote_a_client_is_left_out(kept):
+def test_what_may_quote_a_client_is_left_out(keep, tmp_path):
+    file, kept = keep(), tmp_path / "server.log"
     for name in ("server.api.app", "server.spool.loop", "waitress", "server"):
         logging.getLogger(name).error("%s: secret", name)
     assert not kept.exists()
     logging.getLogger("server.models.loader").error("模型")
     starts.error("why")
     # past pytest's own handlers, which cannot write such a name
-    starts.handlers[-1].handle(logging.makeLogRecord({"name": "server.quant", "msg": "\udcff"}))
+    file.handle(logging.makeLogRecord({"name": "server.quant", "msg": "\udcff"}))
     lines = kept.read_text(encoding="utf-8").splitlines()
     assert lines[0].endswith("ERROR server.models.loader: 模型")
     assert lines[1].endswith("ERROR server.start: why") and lines[2].endswith("server.quant: \\udcff")
 
 
-def test_a_large_one_is_put_aside(tmp_path, monkeypatch):
+def test_a_large_one_is_put_aside(keep, tmp_path, monkeypatch):
     monkeypatch.setattr(logfile, "_LARGE", 10)
     (tmp_path / "server.old.log").write_text("oldest")
     (tmp_path / "server.log").write_text("older than that")
-    keep_log(tmp_path)
+    keep()
     starts.error("new")
-    for logger in (starts, logging.getLogger()):
-        logger.removeHandler(starts.handlers[-1] if logger is starts else logger.handlers[-1])
     assert (tmp_path / "server.old.log").read_text() == "older than that"
     assert (tmp_path / "server.log").read_text().count("\n") == 1
 
 
-def test_where_it_cannot_be_written_nothing_is_said(kept, capsys):
-    shutil.rmtree(kept.parent)
+@pytest.mark.skipif(os.name == "nt", reason="there is no /dev/full")
+def test_where_it_cannot_be_written_nothing_is_said(keep, tmp_path, capsys):
+    keep()
+    tmp_path.rmdir()
     starts.error("lost")
-    kept.parent.mkdir()
-    kept.symlink_to("/dev/full")
+    tmp_path.mkdir()
+    (tmp_path / "server.log").symlink_to("/dev/full")
     starts.error("lost too")
     assert capsys.readouterr() == ("", "")
 
