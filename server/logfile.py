@@ -30,8 +30,7 @@ class _File(logging.FileHandler):
 
 
 def keep_log(folder: Path) -> logging.Handler:
-    """Beside the console, what this program's own modules log goes to ``folder``/server.log too; returns what writes it.
-    """
+    """What this program's own modules log goes to ``folder``/server.log too, by the handler that is returned."""
     path, old = (folder / name for name in NAMES)
     with contextlib.suppress(OSError):
         if path.stat().st_size > _LARGE:
