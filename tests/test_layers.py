@@ -56,13 +56,14 @@ ALLOWED = {
         {"torch"},
     ),
     "running": (set(), set()),
+    "logfile": (set(), set()),
     "chat": ({"chat", "assembly", "config", "core", "errors"}, {"prompt_toolkit"}),
     # "system" is the project's folder of that name, whose modules need no packages either
     "doctor": (
-        {"doctor", "adapters", "converted", "running", "kernels", "models", "core", "errors", *START},
+        {"doctor", "adapters", "converted", "running", "logfile", "kernels", "models", "core", "errors", *START},
         {"psutil", "system"},
     ),
-    "__main__": ({"serve", "chat", "download", "prune", "doctor", "config", "i18n", "errors"}, set()),
+    "__main__": ({"serve", "chat", "download", "prune", "doctor", "config", "i18n", "errors", "logfile"}, set()),
 }
 
 

@@ -21,17 +21,18 @@ from server.doctor.result import State
 from server.doctor.running import Outcome
 from server.doctor.screen import Page
 from server.errors import StartupError
+from server.logfile import NAMES
 
-_MOST = 2**16  # bytes of a file that is packed
+_MOST = 2**16  # bytes of a file that is packed, from its end
 FORMAT = 1  # of the JSON; a key is never given another meaning without another number
 _SETTINGS = (
     "HF_ENDPOINT", "HF_HUB_OFFLINE", "CUDA_VISIBLE_DEVICES", "PIP_INDEX_URL", "NO_PROXY", "HTTP_PROXY", "HTTPS_PROXY",
     "ALL_PROXY", "PYTHONPATH", "PYTHONHOME", "PYTHONUTF8", "OMP_NUM_THREADS", "LANG",
 )  # fmt: skip
-NO_LOGS = """\
-The server writes its log to its console alone; there is no log file to pack. If the console showed an error, please
-copy it into the report.
-服务的日志只显示在它的窗口里，没有日志文件可以打包。如果窗口里有报错，请把它复制到报告里。
+ABOUT_LOGS = """\
+server.log, server.old.log: what the server wrote about its starts, where it has been started here. If its window showed
+an error that is not in them, please copy it into the report.
+server.log、server.old.log：服务每次启动的记录（启动过才有）。窗口里的报错不在里面时，请把它复制到报告里。
 
 Chats are never packed. 聊天内容从不打包。
 """
@@ -106,20 +107,22 @@ def _files(outcomes: Sequence[Outcome], config: Config, root: Path) -> dict[str,
         "doctor.txt": lambda mask: mask(_page(outcomes, config)),
         "settings.txt": lambda mask: mask(_settings(config)),
         "packages.txt": lambda mask: mask(_packages()),
-        "logs.txt": lambda mask: NO_LOGS + mask(_chat_log_size(config)),
+        "logs.txt": lambda mask: ABOUT_LOGS + mask(_chat_log_size(config)),
     }
     copied = {f"{home.name}-{name}.txt": home / name for home in (root / ".venv", root / "system" / "python")
               for name in ("installed.json", "installing")}  # fmt: skip
     if config.config:
         copied["config.toml"] = config.config
+    copied |= {name: root / name for name in NAMES}
     for name, path in copied.items():
         if os.path.isfile(path):  # unlike pathlib's it raises nothing where a folder may not be read
-            found[name] = lambda mask, path=path: mask(_beginning(path))
+            found[name] = lambda mask, path=path: mask(_end(path))
     return found
 
 
-def _beginning(path: Path) -> str:
+def _end(path: Path) -> str:
     with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - _MOST))
         return file.read(_MOST).decode("utf-8", errors="replace")
 
 

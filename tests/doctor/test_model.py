@@ -59,6 +59,7 @@ def test_a_model_that_was_cut_off(folder):
         ("pytorch_model.bin", b"PK\x03\x04" + b"x" * 5000, "cut off"),
         ("pytorch_model.bin", b"\x80\x02pickle", ""),
         ("config.json", b"{", "not valid JSON"),
+        ("tokenizer_config.json", b"[" * 200_000, "not valid JSON"),
         ("tokenizer.model", b"", "empty"),
         ("tokenizer.model", b"x", ""),
     ],

@@ -72,7 +72,7 @@ def test_zip_without_chats_names_and_keys(private):
         assert secret not in everything, secret
     assert "<home>" in texts["doctor.txt"] and "HTTP_PROXY=http://***@proxy:1" in texts["settings.txt"]
     assert json.loads(texts["doctor.json"])["checks"][1]["id"] == "memory"
-    assert all(words in texts["logs.txt"] for words in ("no log file", "chatlog.log (", "left out"))
+    assert all(words in texts["logs.txt"] for words in ("server.log", "chatlog.log (", "left out"))
     assert "pytest " in texts["packages.txt"] and "model = 'demo'" in texts["config.toml"]
 
 
@@ -116,6 +116,16 @@ def test_spooled_questions_and_chats_stay(private):
         packed = b"".join(file.read(name) for name in file.namelist()).decode()
         assert not any("spool" in name or "chatlog" in name for name in file.namelist())
     assert "geheim" not in packed and "秘密" not in packed
+
+
+def test_the_end_of_the_logs_is_packed_without_names(private):
+    """Whatever their encoding and however large they are."""
+    (private / "server.old.log").write_bytes("zhangsan 旧".encode("gbk"))
+    (private / "server.log").write_bytes(b"first\n" + b"\xff x\n" * 500_000 + f"in {private}: last\n".encode())
+    with zipfile.ZipFile(write_zip([FINE], Config(), private)) as file:
+        log, old = (file.read(name).decode() for name in ("server.log", "server.old.log"))
+    assert log.endswith("in <home>/chatglm: last\n") and "first" not in log and len(log) < 2**18
+    assert old.startswith("<user> ")
 
 
 def test_two_at_once_make_two(private):
