@@ -18,18 +18,24 @@ from server.doctor.model import check_model_files
 from server.doctor.result import State
 from server.download import ensure_edition
 from server.download.folder import missing_files
+from server.download.pruned import choose_for, wants_originals
 from server.engine.kv_cache import KVCache
 from server.errors import ModelError, StartupError
 from server.file_lock import folder_lock
+from server.footprint import ModelShape
 from server.hardware import Hardware
 from server.kernels.build import available
 from server.kernels.cpu_ops import CpuOps
 from server.kernels.torch_ops import TorchOps
 from server.models import loader
 from server.models.base import ForwardBatch, Segment
+from server.models.checkpoint import weight_files
+from server.models.convert import convert
 from server.models.loader import load_model
+from server.profiles import choose
 from tests.conftest import ROOT
 from tests.hub_server import Hub
+from tests.models.reference import OWN
 
 DEMO = ROOT / "THUDM" / "demo"
 NAME = "chatglm2-6b"
@@ -173,6 +179,38 @@ def test_what_the_cpu_needs_is_kept_quantized(root, mine, capsys):
 
 
 @needs_compiler
+def test_what_the_quantized_file_was_made_of_goes_with_its_own_originals(root, mine, monkeypatch):
+    monkeypatch.setattr(loader, "CACHED_FROM", 0)
+    convert(mine, weight_files(mine))  # a start on a GPU
+    assert module.prune(Config(model=str(mine), quantize=4, device="cpu", language="en"), root) == 0
+    assert not pickles(mine) and not whole_file(mine).exists() and kept(mine).keys() == {4}
+
+
+@needs_compiler
+def test_for_a_lora_the_weights_stay_as_they_are(root, mine):
+    config = Config(model=str(mine), quantize=4, device="cpu", lora=OWN / "small-chatglm2-lora", language="en")
+    assert module.prune(config, root) == 0
+    assert not pickles(mine) and whole_file(mine).exists() and not kept(mine)
+    ensure_edition(config, root)  # nothing is missing
+
+
+@needs_compiler
+@pytest.mark.parametrize("kernels", [True, False])
+def test_who_asks_for_nothing_gets_what_was_kept_and_who_asks_does_not(root, mine, monkeypatch, kernels):
+    monkeypatch.setattr(loader, "CACHED_FROM", 0)
+    assert module.prune(Config(model=str(mine), quantize=4, device="cpu", language="en"), root) == 0
+    here = Hardware(ram_total=16 * 2**30, ram_available=8 * 2**30, cores=2, kernels=kernels)
+    shape = ModelShape.from_folder(mine)
+    chosen = choose_for(mine, here, shape, Config(model=str(mine)))
+    assert (chosen.bits, chosen.kernels) == (4, True) if kernels else not chosen.kernels
+    for asked in ({"quantize": 16}, {"profile": "large"}, {"dtype": "bfloat16"}, {"lora": OWN / "small-chatglm2-lora"}):
+        config = Config(model=str(mine), device="cpu", **asked)
+        chosen = choose_for(mine, here, shape, config)
+        assert chosen == choose(here, shape, config)
+        assert wants_originals(mine, here, config), asked
+
+
+@needs_compiler
 def test_after_the_last_kept_file_is_damaged_the_user_is_told_what_to_do(root, mine):
     assert prune(root, str(mine), "-q", "4", "--device", "cpu")[0] == 0
     path = quantized_file(mine, 4)
@@ -263,6 +301,27 @@ def test_a_damaged_original_is_not_deleted(root, mine):
     path = mine / pickles(mine)[1]
     path.write_bytes(path.read_bytes()[:-300])
     assert path.name in refused(root, str(mine)) and len(pickles(mine)) == 3
+
+
+def test_an_original_that_is_exchanged_after_the_conversion_is_not_deleted(root, mine, monkeypatch):
+    really, path = module._convert, mine / pickles(mine)[1]
+
+    def converted(*args):
+        file = really(*args)
+        path.write_bytes(path.read_bytes()[::-1])  # by a program that knows nothing of our lock
+        return file
+
+    monkeypatch.setattr(module, "_convert", converted)
+    with pytest.raises(StartupError, match="was changed since it was converted"):
+        module.prune(Config(model=str(mine), language="en"), root)
+    assert len(pickles(mine)) == 3
+
+
+@needs_compiler
+def test_other_weights_in_the_folder_count_and_not_what_was_kept(root, mine):
+    assert prune(root, str(mine), "-q", "4", "--device", "cpu")[0] == 0 and kept(mine)
+    shutil.copy(DEMO / "model.safetensors", mine)  # that the kept file was not made of
+    assert not kept(mine)
 
 
 def test_a_damaged_result_is_noticed(root, mine):
