@@ -107,16 +107,9 @@ def load_network(
     cache = quantized_cache(folder, config, bits, ops) if not adapter else None
     own_prefix = _load_cached(cache, network, ops) if cache else None
     if own_prefix is None:
-        files = cache.files if cache else convert_once(folder, weight_files(folder), CACHED_FROM, progress)
         filler = Filler(network, config, dtype=dtype, device=torch.device(device), bits=bits, ops=ops, lora=adapter)
-        with Sources(files) if cache else contextlib.nullcontext() as sources:
-            _fill(filler, files, progress)
-            filler.finish(folder)
-            own_prefix = filler.prefix
-            if must_keep:
-                cache.save(network, own_prefix, sources)
-            elif cache:
-                _save(cache, network, own_prefix, sources, folder)
+        _fill_network(filler, network, folder, cache, progress, must_keep=must_keep)
+        own_prefix = filler.prefix
     if not prefix and (own_prefix or config.get("pre_seq_len")):
         projected = bool(config.get("prefix_projection"))
         prefix = build_prefix(own_prefix, network.kv_shape, folder, projected=projected)
@@ -150,6 +143,26 @@ def convert_model(
         return whole_file(folder)
     files = weight_files(folder)
     return convert(folder, files, progress=progress) if files[0].suffix == ".bin" else None
+
+
+def _fill_network(
+    filler: Filler,
+    network: Network,
+    folder: Path,
+    cache: NetworkCache | None,
+    progress: Progress | None,
+    *,
+    must_keep: bool,
+) -> None:
+    """From the original weights, or what they were converted to; keeps what was quantized."""
+    files = cache.files if cache else convert_once(folder, weight_files(folder), CACHED_FROM, progress)
+    with Sources(files) if cache else contextlib.nullcontext() as sources:
+        _fill(filler, files, progress)
+        filler.finish(folder)
+        if must_keep:
+            cache.save(network, filler.prefix, sources)
+        elif cache:
+            _save(cache, network, filler.prefix, sources, folder)
 
 
 def _fill(filler: Filler, files: Sequence[Path], progress: Progress | None) -> None:
