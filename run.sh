@@ -28,7 +28,8 @@ if [ "${1-}" = test ]; then
     shift
     "$python" "$root/system/install.py" --with-tests
     cd "$root"
-    if [ "${1-}" = --windows ]; then shift && set -- tests/windows "$@"; fi
+    if [ $# = 0 ]; then set -- -n 2 --dist loadfile; fi # two at a time: half of the time the tests wait
+    if [ "$1" = --windows ]; then shift && set -- tests/windows "$@"; fi
     exec "$root/.venv/bin/python" -m pytest "$@"
 fi
 "$python" "$root/system/install.py" -- "$@"

@@ -2,7 +2,7 @@
 rem Installs or repairs what the program needs: system\install.py does it. Python itself is fetched here if it is not
 rem there, because nothing else could.
 setlocal EnableExtensions DisableDelayedExpansion
-cd /d "%~dp0system"
+cd /d "%~dp0system" || goto alone
 set "PYTHONUTF8=1"
 set "PYTHONNOUSERSITE=1"
 set "VERSION="
@@ -55,6 +55,12 @@ goto end
 cd /d "%~dp0"
 "%PYTHON%" %VERSION% -E -s -X utf8 "%~dp0system\install.py" --repair %*
 set "CODE=%errorlevel%"
+goto end
+
+:alone
+rem cmd has said what is not there, in the user's language
+echo Unpack the whole zip into a folder on a local disk and start "%~nx0" there. For the desktop make a shortcut, not a copy.
+set "CODE=1"
 
 :end
 rem a double-click runs cmd /c with the name of a .bat: keep the window, so that the result can be read

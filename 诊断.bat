@@ -1,7 +1,8 @@
 @echo off
 rem Checks this computer and says what is wrong and what to do. Needs no packages: any Python from 3.10 on will do.
 setlocal EnableExtensions DisableDelayedExpansion
-cd /d "%~dp0"
+cd /d "%~dp0server" || goto alone
+cd ..
 set "PYTHONUTF8=1"
 set "PYTHONNOUSERSITE=1"
 set "CHATGLM_COMMAND=system\launch.bat"
@@ -24,6 +25,12 @@ rem -E and -s: what PYTHONHOME, PYTHONPATH and the user's own packages say is no
 set "CODE=%errorlevel%"
 if %CODE% geq 0 if %CODE% leq 2 goto end
 echo Python itself failed with code %CODE%: unpack the whole bundle again, or run setup_offline.bat.
+goto end
+
+:alone
+rem cmd has said what is not there, in the user's language
+echo Unpack the whole zip into a folder on a local disk and start "%~nx0" there. For the desktop make a shortcut, not a copy.
+set "CODE=1"
 
 :end
 rem a double-click runs cmd /c with the name of a .bat: keep the window, so that the result can be read

@@ -6,8 +6,9 @@ import logging
 import os
 import sys
 
-from server.config import COMMAND, Config, language_of, parse, split_command
+from server.config import COMMAND, ROOT, VERSION, Config, language_of, parse, split_command
 from server.errors import StartupError
+from server.logfile import keep_log, starts
 
 _DLL_FAILURES = (126, 127, 193, 1114)  # not found, a function not found, damaged, its start failed
 
@@ -24,20 +25,32 @@ def main(argv: list[str]) -> int:
             return doctor(argv)
         config = parse(argv, program=os.environ.get(COMMAND) or "python -m server")
         logging.basicConfig(level=config.log_level.upper(), format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-        return _run_command(split_command(argv)[0], config)
+        name = split_command(argv)[0]
+        if name in ("serve", "spool"):
+            keep_log(ROOT)
+            starts.info("%s %s, Python %s, %s", name, VERSION, sys.version.split()[0], sys.platform)
+        return _run_command(name, config)
     except StartupError as error:
-        print(error.text(language_of(argv)), file=sys.stderr)
-        return error.exit_code
+        return _say(error, argv)
     except ImportError as error:
-        print(_broken(error).text(language_of(argv)), file=sys.stderr)
-        return 2
+        return _say(_broken(error), argv, error)
     except OSError as error:
         if getattr(error, "winerror", None) not in _DLL_FAILURES:
+            starts.critical("the program ended", exc_info=error)
             raise
-        print(_broken(error).text(language_of(argv)), file=sys.stderr)
-        return 2
+        return _say(_broken(error), argv, error)
     except KeyboardInterrupt:
         return 130
+    except Exception as error:
+        starts.critical("the program ended", exc_info=error)
+        raise
+
+
+def _say(error: StartupError, argv: list[str], cause: Exception | None = None) -> int:
+    """Returns the exit code."""
+    starts.error("%s", error.en, exc_info=cause)
+    print(error.text(language_of(argv)), file=sys.stderr)
+    return error.exit_code
 
 
 def _broken(error: Exception) -> StartupError:
@@ -75,8 +88,10 @@ def _run_command(name: str, config: Config) -> int:
 
 def _run(argv: list[str]) -> int:
     """main, where the reader of our output may leave (``| head``) and the console may lack Chinese."""
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed before the start: what is written is for nobody
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        getattr(sys, name).reconfigure(errors="replace")
     try:
         try:
             return main(argv)

@@ -50,7 +50,7 @@ def build_engine(
 
     torch.set_num_threads(profile.threads)
     ops = build_ops(config, profile)
-    with _progress_bar(config) as progress:
+    with progress_bar(config, "正在加载模型", "loading the model") as progress:
         model = load_model(
             folder,
             dtype=getattr(torch, profile.dtype),
@@ -122,11 +122,11 @@ def _check_memory(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _progress_bar(config: Config):
-    """A callback (done, total) in bytes that draws a bar on a terminal once loading has taken more than a second."""
+def progress_bar(config: Config, zh: str, en: str):
+    """A callback (done, total) in bytes that draws a bar on a terminal once the work has taken more than a second."""
     from tqdm import tqdm
 
-    label = "正在加载模型" if config.language == "zh" else "loading the model"
+    label = zh if config.language == "zh" else en
     with tqdm(unit="B", unit_scale=True, unit_divisor=1024, desc=label, delay=1, leave=False, disable=None) as bar:
 
         def advance(done: int, total: int) -> None:

@@ -7,12 +7,18 @@ Without any package: the doctor looks here too. https://huggingface.co/docs/safe
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from server.file_lock import PRIVATE
+
+log = logging.getLogger(__name__)
 
 VERSION = "1"  # of the quantized layout, and of what the metadata say
 BITS = (4, 8)
@@ -42,7 +48,7 @@ class Converted(NamedTuple):
     @property
     def originals(self) -> list[Path]:
         """The files of weights that it was made of, there or not."""
-        return [self.path_of(name) for name in self.sources if name != "config.json"]
+        return [self.path_of(name) for name in self.sources if name != "config.json"]  # early files name it too
 
     def path_of(self, source: str) -> Path:
         return self.folder / Path(source).name  # a name only: a header must not lead out of the folder
@@ -123,19 +129,36 @@ def stamp(path: Path) -> dict[str, Any]:
 
 
 def is_same(path: Path, recorded: Mapping[str, Any]) -> bool:
-    """Whether a file is still what was converted; reads it only where its time is another one."""
+    """Whether a file is still what was converted; reads it only where its time is another one, and then once."""
     now = stamp(path)
     if now["size"] != recorded.get("size"):
         return False
     # a copied or touched file has another time and the same bytes
-    return now["mtime_ns"] == recorded.get("mtime_ns") or sha256(path) == recorded.get("sha256")
+    return now["mtime_ns"] == recorded.get("mtime_ns") or _sha256_once(path, now) == recorded.get("sha256")
 
 
-def sha256(path: Path) -> str:
+def _sha256_once(path: Path, now: Mapping[str, Any]) -> str:
+    """Noted beside the file, for as long as it has this stamp; where nothing can be written it is hashed every time."""
+    note = path.parent / PRIVATE / f"{path.name}.json"
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+        noted = json.loads(note.read_bytes())
+        if {**noted, **now} == noted:
+            return noted["sha256"]
+    log.info("核对 %s（只做一次）…… / checking that file, once", path)
+    digest = sha256(path)
+    with contextlib.suppress(OSError):
+        note.parent.mkdir(exist_ok=True)
+        note.write_text(json.dumps({**now, "sha256": digest}), encoding="utf-8")
+    return digest
+
+
+def sha256(path: Path, advance: Callable[[int], None] = lambda count: None) -> str:
+    """``advance`` is called with the bytes of each step, and may raise to end it. Raises OSError."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(_BLOCK):
             digest.update(block)
+            advance(len(block))
     return digest.hexdigest()
 
 

@@ -96,9 +96,10 @@ def _allowed() -> int:
 def _physical_cores() -> int | None:
     try:
         import psutil
-    except ImportError:  # the doctor runs without packages
+
+        return psutil.cpu_count(logical=False)
+    except Exception:  # the doctor runs without packages; without /proc it fails
         return None
-    return psutil.cpu_count(logical=False)
 
 
 def _nvml() -> tuple[tuple[GPU, ...], str] | None:
@@ -138,7 +139,7 @@ def _nvidia_smi() -> tuple[tuple[GPU, ...], str] | None:
     try:
         done = subprocess.run(command, capture_output=True, timeout=SMI_TIMEOUT_S, check=True)
         return parse_smi(done.stdout.decode(errors="replace"))
-    except (OSError, subprocess.SubprocessError, ValueError):
+    except (OSError, subprocess.SubprocessError, ValueError, csv.Error):
         return None
 
 
@@ -169,12 +170,12 @@ def _visible(gpus: tuple[GPU, ...], chosen: str | None) -> tuple[GPU, ...]:
 
 def _torch_cuda() -> str | None:
     # read, not imported: importing torch takes seconds, and its version file says what it was built for
-    spec = importlib.util.find_spec("torch")
-    if not spec or not spec.origin:
-        return None
     try:
-        built = (Path(spec.origin).parent / "version.py").read_text(encoding="utf-8")
-    except OSError:
+        spec = importlib.util.find_spec("torch")
+        if not spec or not spec.origin:
+            return None
+        built = (Path(spec.origin).parent / "version.py").read_text(encoding="utf-8", errors="replace")
+    except (OSError, ValueError):  # ValueError: what has no specification
         return None
     match = re.search(r"^cuda\b[^=]*=\s*['\"]([\d.]+)", built, re.MULTILINE)
     return match[1] if match else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -23,15 +24,31 @@ class Memory(NamedTuple):
 
 
 def read_memory() -> Memory:
-    """Raises nothing but what an unknown system's psutil raises."""
+    """Raises nothing."""
     if sys.platform == "win32":
         return _windows()
-    if _MEMINFO.exists():
+    try:
         return parse_meminfo(_MEMINFO.read_text(encoding="ascii", errors="replace"))
-    import psutil
+    except OSError:  # macOS, or a container without /proc
+        return _unix()
 
-    memory, swap = psutil.virtual_memory(), psutil.swap_memory()
-    return Memory(memory.total, memory.available, swap.total, memory.available + swap.free)
+
+def _unix() -> Memory:
+    try:
+        import psutil
+
+        memory, swap = psutil.virtual_memory(), psutil.swap_memory()
+        return Memory(memory.total, memory.available, swap.total, memory.available + swap.free)
+    except Exception:  # it is not installed, or reads /proc itself
+        total, available = (_pages(name) for name in ("SC_PHYS_PAGES", "SC_AVPHYS_PAGES"))
+        return Memory(total, available, 0, available)
+
+
+def _pages(name: str) -> int:
+    try:
+        return max(0, os.sysconf(name)) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError):  # a name that this system does not know
+        return 0
 
 
 def parse_meminfo(text: str) -> Memory:

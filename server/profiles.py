@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -75,6 +76,9 @@ class LaunchProfile:
     warnings: tuple[Note, ...]
 
 
+_AGAIN = Note("删掉 .venv 再启动会重装", "delete .venv and start again")
+if os.name == "nt":
+    _AGAIN = Note("运行 setup_offline.bat 重装", "run setup_offline.bat")
 _NO_COMPILER = Note("没有 C 编译器，CPU 内核用不了，回答会慢很多：请安装一个（例如 pip install ziglang）后再启动",
                     "without a C compiler the CPU kernels cannot be used and answers are slow: install one "
                     "(pip install ziglang, say) and start again")
@@ -155,8 +159,8 @@ def _gpu_problem(hardware: Hardware) -> Note | None:
     if not hardware.gpus:
         return Note("没有找到 NVIDIA 显卡（或它的驱动）", "no NVIDIA GPU (or no driver for it) was found")
     if hardware.torch_cuda is None:
-        return Note("找到了显卡，但装的是 CPU 版 PyTorch（删掉 .venv 再启动会重装）",
-                    "there is a GPU, but PyTorch was installed for the CPU (delete .venv and start again)")
+        return Note(f"找到了显卡，但装的是 CPU 版 PyTorch（{_AGAIN.zh}）",
+                    f"there is a GPU, but PyTorch was installed for the CPU ({_AGAIN.en})")
     if not any(_has_kernels(gpu, hardware.torch_cuda) for gpu in hardware.gpus):
         return Note(f"{hardware.gpus[0].name} 太旧，PyTorch（CUDA {hardware.torch_cuda}）不支持",
                     f"{hardware.gpus[0].name} is too old for PyTorch with CUDA {hardware.torch_cuda}")

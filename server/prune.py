@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from server.adapters import check_adapters, with_prefix
-from server.assembly import build_ops, speaker
+from server.assembly import build_ops, progress_bar, speaker
 from server.config import ROOT, Config
 from server.converted import Converted, NoRoom, has_right_sums, is_same, read, whole_file
 from server.download import SENTENCE, ensure_edition
@@ -19,7 +19,7 @@ from server.download.failures import disk_failures, disk_full
 from server.download.folder import DEFAULT_MODEL, locate
 from server.download.progress import readable
 from server.download.pruned import choose_for
-from server.errors import StartupError
+from server.errors import Interrupted, StartupError
 from server.file_lock import folder_lock
 from server.footprint import ModelShape
 from server.hardware import probe
@@ -48,18 +48,22 @@ def prune(config: Config, root: Path = ROOT) -> int:
         if not is_ours:
             raise StartupError(f"另一个程序正在往 {folder} 里写：等它完成后再试。",
                                f"Another program is writing into {folder}: try again when it is done.")  # fmt: skip
-        file = _convert(say, config, folder, root)
-        if file is None:
-            say(f"{folder} 的权重本来就是 safetensors，直接使用，没有要删的。",
-                f"The weights in {folder} are safetensors, which are used as they are: there is nothing to delete.")
-            return 0
-        originals = _originals(file)
-        if not originals:
+        try:
+            file = _convert(say, config, folder, root)
+            originals = _originals(file) if file else []
+            if originals:
+                _check(say, file, originals)
+        except KeyboardInterrupt:
+            raise Interrupted("中断了：没有删除任何文件，模型照样能用。",
+                              "Interrupted: nothing was deleted, the model works as before.") from None  # fmt: skip
+        if originals:
+            _delete(say, file, originals)
+        elif file:
             say(f"没有要删的：{folder} 里只有转换好的 {file.path.name}。",
                 f"There is nothing to delete: {folder} has the converted {file.path.name} alone.")
-            return 0
-        _check(say, file, originals)
-        _delete(say, file, originals)
+        else:
+            say(f"{folder} 的权重本来就是 safetensors，直接使用，没有要删的。",
+                f"The weights in {folder} are safetensors, which are used as they are: there is nothing to delete.")
     return 0
 
 
@@ -82,28 +86,26 @@ def _convert(say: Say, config: Config, folder: Path, root: Path) -> Converted | 
     say("转换权重……", "converting the weights ...")
     import torch
 
-    from server.models.convert import NotConvertible
+    from server.converting import NotConvertible
     from server.models.loader import convert_model
 
     torch.set_num_threads(profile.threads)
     try:
-        path = convert_model(
-            folder,
-            dtype=getattr(torch, profile.dtype),
-            bits=profile.bits,
-            ops=build_ops(config, profile),
-            family=config.family,
-            adapted=config.lora is not None,
-        )
+        with progress_bar(config, "正在转换权重", "converting the weights") as progress:
+            path = convert_model(
+                folder,
+                dtype=getattr(torch, profile.dtype),
+                bits=profile.bits,
+                ops=build_ops(config, profile),
+                family=config.family,
+                adapted=config.lora is not None,
+                progress=progress,
+            )
     except NoRoom as error:
         raise disk_full(folder, error.free, error.needed) from error
     except NotConvertible as error:
         raise _refused(f"权重不能转换（{error}）", f"the weights cannot be converted ({error})") from error
-    if path is None:
-        return None
-    if file := read(path):
-        return file
-    raise _refused(f"没有转换好的 {path}（原因见上面）", f"there is no converted {path} (see above)")
+    return read(path) if path else None
 
 
 def _originals(file: Converted) -> list[Path]:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import socket
+import ssl
 import struct
 import sys
 import threading
@@ -26,14 +27,22 @@ class Hub:
     ``cut``, ``reset``: the connection is closed or reset, once, after so many bytes. ``stall``: after so many bytes the
     answer hangs until the hub closes. ``claimed``: the size that the listing gives. ``announced``: the size that
     the answer's headers give. ``wrong``: other contents than the listing's. ``rate``: bytes per second of every answer.
-    ``ignores_range``, ``compresses``: as they say.
+    ``ignores_range``, ``compresses``: as they say. ``most``: bytes that an answer has at most.
     ``moved``: old repository -> new one, redirected as the Hub does. ``elsewhere``: files are redirected to /cdn on
     this server. ``slow_after``: after so many bytes the answer goes on with 20 kB per second.
-    ``unhashed``: listings have no SHA-256.
+    ``unhashed``, ``unsized``: listings have no SHA-256, or no sizes.
+    ``locations``: file -> where its requests are redirected. ``signed``: files are redirected to addresses that are
+    good for one request, each given out twice.
+
+    ``pages``: file, or "listing" -> what is answered in place of it, with 200. ``chunked``: answers do not say
+    how long they are. ``content_range``: that header, of every piece.
+
+    ``certificate``: (certificate, key) with which it speaks https.
     """
 
-    def __init__(self, repositories: Mapping[str, Mapping[str, bytes]]):
+    def __init__(self, repositories: Mapping[str, Mapping[str, bytes]], certificate: tuple[str, str] | None = None):
         self.repositories = repositories
+        self._certificate = certificate
         self.requests: list[tuple[str, str, str]] = []  # method, path, Range
         self.headers: list[Mapping[str, str]] = []  # of the same requests
         self.statuses: dict[str, list[int]] = {}
@@ -51,6 +60,15 @@ class Hub:
         self.elsewhere: str | None = None
         self.slow_after: dict[str, int] = {}
         self.unhashed = False
+        self.unsized = False
+        self.most: int | None = None
+        self.locations: dict[str, str] = {}
+        self.signed = False
+        self.pages: dict[str, bytes] = {}
+        self.chunked = False
+        self.content_range: str | None = None
+        self._given = 0  # signed addresses, so far
+        self._used: set[str] = set()
         self.stalled = threading.Event()
         self.closing = threading.Event()
 
@@ -64,7 +82,11 @@ class Hub:
         self._server = _Server(("127.0.0.1", 0), Handler)
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05})
         self._thread.start()
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        if self._certificate:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(*self._certificate)
+            self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
+        self.url = f"{'https' if self._certificate else 'http'}://127.0.0.1:{self._server.server_port}"
         return self
 
     def __exit__(self, *_) -> None:
@@ -126,10 +148,15 @@ class _Handler(BaseHTTPRequestHandler):
         if match := re.fullmatch(r"/api/v1/models/([^/]+/[^/]+)/repo/file/(.+)", path):
             return self._file(match[1], match[2])
         if match := re.fullmatch(r"/cdn/([^/]+/[^/]+)/(.+)", path):
+            if address.query in hub._used:
+                return self._send(403, b"the address has expired")
+            hub._used |= {address.query} - {""}
             return self._contents(match[1], match[2])
         return self._send(404, b"no such path")
 
     def _info(self, repository: str):
+        if page := self.hub.pages.get("listing"):
+            return self._send(200, page)
         files = self.hub.repositories.get(repository)
         if files is None:
             return self._send(404, b"{}", **{"X-Error-Code": "RepoNotFound"})
@@ -145,10 +172,12 @@ class _Handler(BaseHTTPRequestHandler):
             return {}
         return {"lfs": {"sha256": _etag(content), "size": self._size(name, content), "pointerSize": 135}}
 
-    def _size(self, name: str, content: bytes) -> int:
-        return self.hub.claimed.get(name, len(content))
+    def _size(self, name: str, content: bytes) -> int | None:
+        return None if self.hub.unsized else self.hub.claimed.get(name, len(content))
 
     def _modelscope_files(self, repository: str):
+        if page := self.hub.pages.get("listing"):
+            return self._send(200, page)
         files = self.hub.repositories.get(repository)
         if files is None:
             return self._send(404, b'{"Code": 10010205001, "Success": false, "Message": "record not found"}')
@@ -163,6 +192,12 @@ class _Handler(BaseHTTPRequestHandler):
     def _file(self, repository: str, name: str):
         if name not in self.hub.repositories.get(repository, {}):
             return self._send(404, b"", **{"X-Error-Code": "EntryNotFound"})
+        if location := self.hub.locations.get(name):
+            return self._send(302, b"", Location=location)
+        if self.hub.signed:
+            self.hub._given += 1
+            where = f"../../../../cdn/{repository}/{name}?ticket={(self.hub._given + 1) // 2}"
+            return self._send(302, b"", Location=where)
         if self.hub.elsewhere:
             return self._send(302, b"", Location=f"{self.hub.elsewhere}/cdn/{repository}/{name}")
         return self._contents(repository, name)
@@ -170,6 +205,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _contents(self, repository: str, name: str):
         hub, content = self.hub, self.hub.repositories[repository][name]
         headers = {"ETag": f'"{_etag(content)}"', "X-Repo-Commit": REVISION, "Accept-Ranges": "bytes"}
+        if page := hub.pages.get(name):
+            return self._send(200, page, name, **{"Content-Type": "text/html"})
         content, size = hub.wrong.get(name, content), hub.announced.get(name, len(content))
         if hub.compresses:
             headers["Content-Encoding"] = "gzip"
@@ -177,16 +214,21 @@ class _Handler(BaseHTTPRequestHandler):
         if not match or hub.ignores_range:
             return self._send(200, content, name, size=size, **headers)
         begin, end = int(match[1]), min(int(match[2] or size - 1), size - 1)
+        end = min(end, begin + hub.most - 1) if hub.most else end
         if begin >= size:
             return self._send(416, b"", **{"Content-Range": f"bytes */{size}"})
-        headers["Content-Range"] = f"bytes {begin}-{end}/{size}"
+        headers["Content-Range"] = hub.content_range or f"bytes {begin}-{end}/{size}"
         return self._send(206, content[begin : end + 1], name, size=end + 1 - begin, **headers)
 
     def _send(self, status: int, body: bytes, name: str = "", *, size: int | None = None, **headers: str):
         self.send_response(status)
         for key, value in headers.items():
             self.send_header(key, value)
-        self.send_header("Content-Length", str(len(body) if size is None else size))
+        if self.hub.chunked:
+            self.send_header("Transfer-Encoding", "chunked")
+            body = b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body) if body else b"0\r\n\r\n"
+        else:
+            self.send_header("Content-Length", str(len(body) if size is None else size))
         self.end_headers()
         if self.command == "HEAD":
             return

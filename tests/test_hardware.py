@@ -82,7 +82,7 @@ def test_smi_is_asked_when_nvml_does_not_load(smi_program, tmp_path):
 NOT_UTF8 = "import sys; sys.stdout.buffer.write(b'\\xff')"
 
 
-@pytest.mark.parametrize("body", ["raise SystemExit(9)", "print('oops')", NOT_UTF8])
+@pytest.mark.parametrize("body", ["raise SystemExit(9)", "print('oops')", NOT_UTF8, "print('x' * 200_000)"])
 def test_smi_that_fails(smi_program, body, tmp_path):
     smi_program(body)
     assert probe(tmp_path, env={}).gpus == ()

@@ -24,6 +24,23 @@ def test_all_launchers_are_there():
     assert {path.name for path in ROOT.glob("*.bat")} == {*LAUNCHERS, "setup_offline.bat", "诊断.bat"}
 
 
+BUILT_IN = {"cd", "del", "echo", "exit", "for", "goto", "if", "mkdir", "move", "pause", "set", "setlocal", "type"}
+CONDITION = re.compile(r"if (/i )?(not )?((exist|defined) \S+|\S+==\S+|\S+ (equ|neq|lss|leq|gtr|geq) \S+) +", re.I)
+# numbers, and the options of a program, are the only ones that stand outside of quotes
+BARE_VALUE = re.compile(r"%~\w*\d|%\d|%(?!(CODE|VERSION|errorlevel)%)\w+%", re.I)
+
+
+def commands(line: str) -> list[str]:
+    """The first words of what a line runs; anything in quotes is written as two quotes."""
+    line = re.sub(r" in \(.*?\)", "", re.sub(r'"[^"]*"', '""', line))
+    parts = [part.strip(" @") for part in re.split(r"&&?|\|\|?|[()]|\bdo\b", line)]
+    for number, part in enumerate(parts):
+        while match := CONDITION.match(part):
+            part = part[match.end() :]
+        parts[number] = (part.split() or [""])[0].lower().removesuffix(".exe")
+    return [part for part in parts if part and not part.startswith(":")]
+
+
 def faults(content: bytes) -> set[str]:
     """What cmd.exe or a user's machine would trip over in a .bat file."""
     found = set()
@@ -35,17 +52,15 @@ def faults(content: bytes) -> set[str]:
     if lines[0] != "@echo off":
         found.add("echo is on")
     for line in (line for line in lines if not line.startswith("rem ")):
-        for command in re.split(r"&&?|\|\|?|\(|\bdo\b", re.sub(r'"[^"]*"', '""', line)):
-            word = (command.split() or [""])[0].lstrip("@").lower().removesuffix(".exe")
+        for word in commands(line):
             if word in ("python", "pythonw", "py", "pip"):
                 found.add("bare python")  # the Store's alias answers to it
-            if word in ("curl", "tar", "find", "certutil", "powershell", "where", "timeout", "sort"):
-                found.add("bare program")  # another one of that name may come first in PATH
-            if word == "call":
+            elif word == "call":
                 found.add("call")  # expands the arguments a second time
-        for path in re.finditer(r"%~dp0|%(PYTHON|ROOT|ARCHIVE|TOOLS|SystemRoot)%", line):
-            if line[: path.start()].count('"') % 2 == 0:
-                found.add("path without quotes")
+            elif word != '""' and word not in BUILT_IN:
+                found.add("bare program")  # another one of that name may come first in PATH
+        if any(line[: value.start()].count('"') % 2 == 0 for value in BARE_VALUE.finditer(line)):
+            found.add("value without quotes")
     labels = {line[1:].strip().lower() for line in lines if line.startswith(":")} | {"eof"}
     if not {name.lower() for name in re.findall(r"\bgoto :?(\w+)", "\n".join(lines))} <= labels:
         found.add("no such label")
@@ -70,8 +85,12 @@ def test_bat_is_what_cmd_reads_safely(path):
         ("@echo off\r\ncd x && pip install y\r\n", "bare python"),
         ("@echo off\r\ntype x | find 1\r\n", "bare program"),
         ('@echo off\r\ncall "x.bat" %*\r\n', "call"),
-        ("@echo off\r\ncd /d %~dp0\r\n", "path without quotes"),
-        ('@echo off\r\n"x" %PYTHON%\r\n', "path without quotes"),
+        ('@echo off\r\nif exist "x" if not "a"=="b" pip install y\r\n', "bare python"),
+        ("@echo off\r\nfor %%P in (a) do ping -n 1 x\r\n", "bare program"),
+        ("@echo off\r\ncd /d %~dp0\r\n", "value without quotes"),
+        ('@echo off\r\n"x" %PYTHON%\r\n', "value without quotes"),
+        ('@echo off\r\nif exist "x" type %USERPROFILE%\\y\r\n', "value without quotes"),
+        ('@echo off\r\necho "x" %~f0\r\n', "value without quotes"),
         ("@echo off\r\ngoto end\r\n", "no such label"),
     ],
 )
@@ -80,9 +99,21 @@ def test_lint_finds(content, fault):
 
 
 @pytest.mark.parametrize(("name", "arguments"), LAUNCHERS.items())
-def test_launcher_hands_everything_on(name, arguments):
-    last = (ROOT / name).read_text(encoding="ascii").splitlines()[-1]
-    assert last == f'"%~dp0system\\launch.bat" {arguments}%*'
+def test_launcher_hands_everything_on_and_without_the_rest_of_the_program_says_so(name, arguments):
+    lines = [line for line in (ROOT / name).read_text(encoding="ascii").splitlines() if not line.startswith("rem ")]
+    echo, started, said, *end = lines
+    assert (echo, started) == ("@echo off", f'"%~dp0system\\launch.bat" {arguments}%*')
+    assert "Unpack the whole zip" in said and end == ["if not defined CI pause", "exit /b 1"]
+
+
+@pytest.mark.parametrize("name", ["setup_offline.bat", "诊断.bat"])
+def test_nothing_is_done_in_a_folder_that_is_not_the_programs(name):
+    """Explorer unpacks a single file where somebody starts it in the zip; System32 is then the current folder."""
+    lines = (ROOT / name).read_text(encoding="ascii").splitlines()
+    (at,) = [number for number, line in enumerate(lines) if line.endswith(" || goto alone")]
+    assert lines[at].startswith('cd /d "%~dp0s')
+    assert all(line.startswith(("@echo", "rem", "setlocal")) for line in lines[:at])
+    assert "Unpack the whole zip" in lines[lines.index(":alone") + 2]
 
 
 @pytest.mark.parametrize("name", ["system/launch.bat", "setup_offline.bat", "诊断.bat"])

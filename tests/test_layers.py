@@ -32,15 +32,16 @@ ALLOWED = {
     "memory": (set(), {"psutil"}),
     "download": ({"core", "errors", "file_lock", "converted", *START}, {"huggingface_hub", "httpx2", "tqdm"}),
     "kernels": ({"kernels"}, {"torch", "numpy"}),
-    "quant": ({"quant", "kernels", "converted"}, {"torch", "numpy", "safetensors", "xxhash"}),
+    "quant": ({"quant", "kernels", "converted", "converting"}, {"torch", "numpy", "safetensors", "xxhash"}),
     "models": (
-        {"models", "kernels", "core", "errors", "converted", "file_lock"},
-        {"torch", "numpy", "safetensors", "sentencepiece", "xxhash"},
+        {"models", "kernels", "core", "errors", "converted", "converting", "file_lock"},
+        {"torch", "numpy", "sentencepiece"},
     ),
     "engine": ({"engine", "models", "quant", "kernels", "config", "core", "errors"}, {"torch", "numpy"}),
     "api": ({"api", "core", "errors"}, {"flask", "flask_cors", "waitress", "werkzeug", *PYDANTIC}),
     "file_lock": (set(), set()),
-    "converted": (set(), {"xxhash"}),
+    "converted": ({"file_lock"}, {"xxhash"}),
+    "converting": ({"converted"}, {"torch", "xxhash"}),
     "spool": ({"spool", "file_lock", "core", "errors"}, set()),
     "assembly": (
         {"config", "profiles", "adapters", "hardware", "download", "engine", "models", "kernels", "core", "errors"},
@@ -51,17 +52,18 @@ ALLOWED = {
         {"waitress"},
     ),
     "prune": (
-        {"assembly", "adapters", "models", "converted", "file_lock", "core", "errors", *START},
+        {"assembly", "adapters", "models", "converted", "converting", "file_lock", "core", "errors", *START},
         {"torch"},
     ),
     "running": (set(), set()),
+    "logfile": (set(), set()),
     "chat": ({"chat", "assembly", "config", "core", "errors"}, {"prompt_toolkit"}),
     # "system" is the project's folder of that name, whose modules need no packages either
     "doctor": (
-        {"doctor", "adapters", "converted", "running", "kernels", "models", "core", "errors", *START},
+        {"doctor", "adapters", "converted", "running", "logfile", "kernels", "models", "core", "errors", *START},
         {"psutil", "system"},
     ),
-    "__main__": ({"serve", "chat", "download", "prune", "doctor", "config", "i18n", "errors"}, set()),
+    "__main__": ({"serve", "chat", "download", "prune", "doctor", "config", "i18n", "errors", "logfile"}, set()),
 }
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from server.converted import replacement, sha256
 from server.download.folder import DEFAULT_MODEL, missing_files
+from tools import vendor_web
 from tools.bundle_packages import Package
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -78,8 +79,9 @@ def write_licences(
         (folder / name).write_bytes(text)
     rows = [("chatglm-portable", "", "Apache-2.0", ["../LICENSE"]),
             ("Python", "3.11.9", "PSF-2.0", ["../system/python/LICENSE.txt"]),
-            ("Swagger UI", "", "Apache-2.0", ["../server/webui/vendor/swagger-ui/LICENSE"]),
             ("server/kernels/cpu/ready", "", "MIT, ZPL-2.1", sorted(texts))]  # fmt: skip
+    for part in vendor_web.PACKAGES:
+        rows.append((part.name, part.version, part.licence, [f"../server/webui/vendor/{part.folder}/LICENSE"]))
     if model:
         own = [f"../THUDM/{model.name}/{name}" for name in _model_licences(model)]
         rows.append((model.name, "", "its own", own))

@@ -37,6 +37,7 @@ def create_app(engine: Engine, settings: ApiSettings) -> Flask:
     )
     routing.register(app, engine, settings)
     docs.register(app, settings)
+    webui.register(app)
 
     @app.before_request
     def choose_language() -> None:

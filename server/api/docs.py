@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from functools import cache
 
-from flask import Flask, Response, send_file
+from flask import Flask, Response
 
-from server.api import openapi
+from server.api import openapi, webui
 from server.api.dialect import ApiSettings, to_json
-from server.api.webui import FOLDER
 
 PAGE = "docs.html"
 VENDOR = "vendor/swagger-ui/"
@@ -19,11 +18,7 @@ FILES = {
     "swagger-ui-bundle.js.LICENSE.txt": (VENDOR + "swagger-ui-bundle.js.LICENSE.txt", "text/plain"),
     "swagger-ui.css": (VENDOR + "swagger-ui.css", "text/css"),
 }
-# the browser itself sees to it that nothing is asked of other machines; the page's code writes styles into its tags
-POLICY = (
-    "default-src 'self'; img-src 'self' data:; style-src 'self' 'unsafe-inline'; object-src 'none'; base-uri 'none'; "
-    "form-action 'none'; frame-ancestors 'none'"
-)
+POLICY = f"{webui.POLICY}; style-src 'self' 'unsafe-inline'"  # the page's code writes styles into its tags
 
 
 def register(app: Flask, settings: ApiSettings) -> None:
@@ -41,16 +36,9 @@ def register(app: Flask, settings: ApiSettings) -> None:
 
     @app.get("/docs", strict_slashes=False)
     def docs_page() -> Response:
-        response = _file(PAGE, "text/html")
+        response = webui.send(PAGE, "text/html")
         response.headers["Content-Security-Policy"] = POLICY
         return response
 
     for name, (path, content_type) in FILES.items():
-        app.add_url_rule(f"/docs/{name}", name, _file, defaults={"path": path, "content_type": content_type})
-
-
-def _file(path: str, content_type: str) -> Response:
-    """A file of the page, which browsers keep but ask about each time."""
-    response = send_file(FOLDER / path, mimetype=content_type)
-    response.headers["X-Content-Type-Options"] = "nosniff"
-    return response
+        app.add_url_rule(f"/docs/{name}", name, webui.send, defaults={"path": path, "content_type": content_type})

@@ -1,4 +1,4 @@
-"""``python -m server.doctor.child LOOK``: one look, whose result is the last line of the output, as JSON."""
+"""``python -m server.doctor.child LOOK``: one look, whose result is a line of the output, as JSON."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import json
 import os
 import sys
 from typing import Any
+
+from server.doctor.children import MARK
 
 
 def look_at_gpus() -> dict[str, Any]:
@@ -55,7 +57,8 @@ def main(look: str) -> None:
         found = LOOKS[look]()
     except Exception as error:  # also OSError from a DLL that does not load
         found = {"error": f"{type(error).__name__}: {error}", "kind": type(error).__name__}
-    print("\n" + json.dumps(found), flush=True)
+    print("\n" + MARK + json.dumps(found), flush=True)
+    os._exit(0)  # what was looked at has its say no more: its threads may hang, its end may crash
 
 
 if __name__ == "__main__":

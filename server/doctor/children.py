@@ -11,6 +11,7 @@ from typing import Any
 
 from server.config import ROOT
 
+MARK = "doctor: "  # the line of the output that begins with it is the result
 _KEPT_LINES = 6
 # what Windows ends a process with (NTSTATUS)
 _WINDOWS = {
@@ -50,9 +51,9 @@ def ask(look: str, seconds: float) -> dict[str, Any]:
         raise ChildFailed(f"no answer within {seconds:.0f} s") from None
     finally:
         _running.discard(child)
-    lines = output.splitlines()
-    if child.returncode == 0 and lines:
-        return json.loads(lines[-1])
+    said = [line for line in output.splitlines() if line.startswith(MARK)]
+    if child.returncode == 0 and said:
+        return json.loads(said[-1].removeprefix(MARK))
     raise ChildFailed(exit_reason(child.returncode), "\n".join((errors or output).strip().splitlines()[-_KEPT_LINES:]))
 
 

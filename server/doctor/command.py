@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -24,7 +26,17 @@ def doctor(argv: Sequence[str]) -> int:
     ``argv`` begins with the command's name. A faulty config.toml or environment is what a check says, not an error.
     """
     config, wrong = read_options(argv)
-    outcomes = _show(config, wrong)
+    try:
+        outcomes = _show(config, wrong)
+    except BrokenPipeError:  # whose reader has left: __main__'s to end quietly
+        raise
+    except OSError as error:  # a full disk
+        if os.name == "nt" and error.errno == errno.EINVAL:  # what Windows says of a pipe whose reader has left
+            raise BrokenPipeError from None
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still in the buffer
+        raise StartupError(f"结果写不出来（{error.strerror}）：请检查磁盘，或者不要重定向输出。",
+                           f"The results cannot be written ({error.strerror}): look at the disk, or let them be shown "
+                           "in the window.") from None
     if config.zip:
         path = write_zip(outcomes, config, ROOT)
         if not config.json:
@@ -44,6 +56,10 @@ def read_options(
     except ImportError as error:  # Python 3.10 reads config.toml with a package
         wrong = StartupError(f"读不了 config.toml（{error}）：请{SETUP[0]}。",
                              f"config.toml cannot be read ({error}): {SETUP[1]}.")
+    except Exception as error:  # RecursionError, say, of a file full of brackets
+        words = f"{type(error).__name__}: {error}"
+        wrong = StartupError(f"读不了设置（{words}）：请检查 config.toml，或者删掉它。",
+                             f"The settings cannot be read ({words}): look at config.toml, or delete it.")
     quiet = {"CHATGLM_LANG": language_of(argv, env)}
     return parse(argv, env=quiet, root=root / "no config.toml here", program=program), wrong
 
@@ -53,14 +69,15 @@ def _show(config: Config, wrong: ServerError | None) -> list[Outcome]:
     checks = all_checks(Machine(config), wrong)
     if config.json:
         outcomes = list(run_all(checks))
-        print(json.dumps(as_json(outcomes, config), ensure_ascii=False, indent=1), flush=True)
+        print(json.dumps(as_json(outcomes, config), indent=1), flush=True)  # ASCII, whatever the encoding is
         return outcomes
     page, outcomes = page_for(config.language), []
     print(page.head(), flush=True)
     for outcome in run_all(checks):
         outcomes.append(outcome)
-        print("\n".join(page.lines(outcome)), flush=True)
-    print(page.summary(outcomes), flush=True)
+        for line in page.fine(outcome):
+            print(line, flush=True)
+    print("\n".join(page.summary(outcomes)), flush=True)
     return outcomes
 
 

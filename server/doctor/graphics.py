@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
 import sys
@@ -16,7 +17,8 @@ from server.profiles import OLDEST_GPU, TIERS, Note
 from system.torch_builds import CUDA_BUILDS
 
 NVIDIA = 0x10DE  # PCI's number for the vendor
-_DISPLAY_CLASS = r"SYSTEM\CurrentControlSet\Control\Class\{4d36e968-e325-11ce-bfc1-08002be10318}"
+_DISPLAY_CLASS = "{4d36e968-e325-11ce-bfc1-08002be10318}"  # GUID_DEVCLASS_DISPLAY
+_ONLY_PRESENT, _OF_CLASS = 0x100, 0x200  # CM_GETIDLIST_FILTER_PRESENT, CM_GETIDLIST_FILTER_CLASS
 OLDEST_DRIVER = min(driver for driver, _ in CUDA_BUILDS.values())
 OLDEST_CAPABILITY = min(OLDEST_GPU.values())
 DRIVER = ("从 nvidia.cn/drivers 装最新的显卡驱动，然后重启", "install the latest driver from nvidia.com/drivers, then "
@@ -42,22 +44,46 @@ def linux_adapters(devices: Path) -> tuple[str, ...]:
 
 
 def _windows_adapters() -> tuple[str, ...]:
+    return tuple(adapter_name(device, _description(device)) for device in _present_devices())
+
+
+def _present_devices() -> list[str]:
+    r"""As Windows calls them, PCI\VEN_10DE&DEV_2504&...: the adapters that are there now; the registry keeps all that
+    ever were. See CM_Get_Device_ID_ListW in Microsoft's documentation of cfgmgr32."""
+    import ctypes
+
+    size, flags = ctypes.c_ulong(), _ONLY_PRESENT | _OF_CLASS
+    try:
+        library = ctypes.WinDLL("cfgmgr32")
+        if library.CM_Get_Device_ID_List_SizeW(ctypes.byref(size), _DISPLAY_CLASS, flags):
+            return []
+        devices = ctypes.create_unicode_buffer(size.value + 1)
+        if library.CM_Get_Device_ID_ListW(_DISPLAY_CLASS, devices, size, flags):
+            return []
+    except (OSError, AttributeError):  # AttributeError: older than Windows 7
+        return []
+    return [device for device in devices[:].split("\0") if device]
+
+
+def _description(device: str) -> str:
     import winreg
 
-    names = []
-    try:
-        with winreg.OpenKey(winreg.HKEY_LOCAL_MACHINE, _DISPLAY_CLASS) as adapters:
-            for number in range(winreg.QueryInfoKey(adapters)[0]):
-                name = winreg.EnumKey(adapters, number)
-                if re.fullmatch(r"\d{4}", name):
-                    with winreg.OpenKey(adapters, name) as adapter:
-                        names.append(str(winreg.QueryValueEx(adapter, "DriverDesc")[0]))
-    except OSError:  # nothing more to read
-        pass
-    return tuple(names)
+    with contextlib.suppress(OSError):
+        key = winreg.OpenKey(winreg.HKEY_LOCAL_MACHINE, rf"SYSTEM\CurrentControlSet\Enum\{device}")
+        with key:
+            return str(winreg.QueryValueEx(key, "DeviceDesc")[0])
+    return ""
 
 
-def judge_gpus(found: Gpus, adapters: tuple[str, ...], env: Mapping[str, str]) -> Result:
+def adapter_name(device: str, description: str) -> str:
+    """From "@oem5.inf,%dev_2504%;NVIDIA GeForce RTX 3060"; the vendor's name too where Windows' own driver has none."""
+    name = description.rpartition(";")[2] or device.rpartition("\\")[0]
+    is_nvidia = f"VEN_{NVIDIA:04X}" in device.upper() and "nvidia" not in name.lower()
+    return f"{name} (NVIDIA)" if is_nvidia else name
+
+
+def judge_gpus(found: Gpus, adapters: tuple[str, ...], env: Mapping[str, str], has_smi: bool = False) -> Result:
+    """``adapters``: what ``find_adapters`` named; ``has_smi``: the driver's program nvidia-smi is installed."""
     complaints: list[Complaint] = []
     facts = {"gpus": [dataclasses.asdict(gpu) for gpu in found.gpus],
              "driver": found.driver, "adapters": list(adapters)}  # fmt: skip
@@ -68,6 +94,9 @@ def judge_gpus(found: Gpus, adapters: tuple[str, ...], env: Mapping[str, str]) -
     elif not found.gpus and any("nvidia" in name.lower() for name in adapters):
         complaints.append(problem("有 NVIDIA 显卡，但它的驱动没有回答",
                                   "there is an NVIDIA GPU, but its driver does not answer", do=DRIVER))
+    elif not found.gpus and has_smi:
+        complaints.append(warning("装了 NVIDIA 的驱动（有 nvidia-smi），但它没有报出显卡",
+                                  "NVIDIA's driver is installed (there is nvidia-smi), but it names no GPU", do=DRIVER))
     if not found.gpus:
         others = "、".join(adapters)
         said = Note("没有可用的 NVIDIA 显卡，用 CPU 计算" + (f"（{others}）" if others else ""),

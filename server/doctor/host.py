@@ -20,6 +20,7 @@ from system.install import NEWEST, OLDEST
 WINDOWS_10 = (10, 0)
 WINDOWS_11_BUILD = 22000
 OLDEST_GLIBC = (2, 28)  # that PyTorch's wheels ask for
+_NAMED = 4  # packages on the page; the facts have all
 SETUP = ("删掉 .venv，再运行 ./run.sh", "delete .venv, then start ./run.sh")
 if sys.platform == "win32":
     SETUP = ("双击 setup_offline.bat", "run setup_offline.bat")
@@ -198,7 +199,10 @@ def judge_packages(wanted: Mapping[str, str], found: Mapping[str, str | None], c
                 f"{len(wanted) - len(missing)} of {len(wanted)} are installed")
     complaints: list[Complaint] = []
     if missing:
-        complaints.append(problem(f"缺 {'、'.join(missing)}", f"missing: {', '.join(missing)}", do=SETUP))
+        more = len(missing) - _NAMED
+        rest = (f" 等 {len(missing)} 个", f" and {more} more") if more > 0 else ("", "")
+        complaints.append(problem(f"缺 {'、'.join(missing[:_NAMED])}{rest[0]}",
+                                  f"missing: {', '.join(missing[:_NAMED])}{rest[1]}", do=SETUP))
     if cut_short:
         complaints.append(problem("上次安装没有完成", "the last installation was not finished", do=SETUP))
     if others:

@@ -12,6 +12,7 @@ from server.adapters import with_prefix
 from server.config import ROOT, Config
 from server.converted import kept
 from server.doctor.children import ChildFailed, ask
+from server.doctor.port import look_at_port
 from server.download.editions import SHAPES, choose_edition, find_editions
 from server.download.folder import DEFAULT_MODEL, locate, missing_files
 from server.download.pruned import choose_for, wants_originals
@@ -71,6 +72,7 @@ class Machine:
         self.gpus = Once(self._find_gpus)
         self.hardware: Once[Hardware] = Once(lambda: probe(root, env, lambda: self.gpus()[:2]))
         self.torch: Once[dict[str, Any]] = Once(lambda: ask("torch", TORCH_SECONDS - 5))
+        self.port = Once(lambda: look_at_port(config.host, config.port))
         self.model = Once(self._find_model)
         self.profile = Once(self._choose_profile)
 

@@ -54,11 +54,11 @@ def check_model_files(model: Model, config: Config, root: Path, size: int | None
     if known:
         sums = (f"，SHA-256 核对了 {len(hashed)}/{len(known)} 个",
                 f", SHA-256 compared for {len(hashed)} of {len(known)}")  # fmt: skip
-    whole = ("", "") if damaged else ("，齐全", ", complete")
+    whole = ("", "") if damaged else ("齐全，", "complete, ")
     instead = (f"，权重在转换成的 {'、'.join(made)} 里", f", weights in the converted {', '.join(made)}")
     instead = instead if made else ("", "")
-    said = Note(f"{folder}（{title}，{len({**files, **made})} 个文件，{total}{whole[0]}{instead[0]}{sums[0]}）",
-                f"{folder} ({title}, {len({**files, **made})} files, {total}{whole[1]}{instead[1]}{sums[1]})")
+    said = Note(f"{title}，{whole[0]}{len({**files, **made})} 个文件，{total}{sums[0]}{instead[0]}：{folder}",
+                f"{title}, {whole[1]}{len({**files, **made})} files, {total}{sums[1]}{instead[1]}: {folder}")
     complaints: list[Complaint] = []
     if damaged:
         listed = ", ".join(f"{name} ({why})" for name, why in damaged.items())
@@ -116,7 +116,7 @@ def _sha256(path: Path, deadline: float) -> str | None:
 
 
 def damage(path: Path) -> str:
-    """What is wrong with a file as a look at its ends shows; "" for nothing."""
+    """What is wrong with a file as a look at its ends shows; "" for nothing. Raises OSError."""
     try:
         if path.suffix == ".safetensors":
             return _damage_of_safetensors(path)
@@ -125,9 +125,7 @@ def damage(path: Path) -> str:
         if path.match("pytorch_model*.bin"):
             return _damage_of_pickle(path)
         return "empty" if path.suffix == ".model" and not path.stat().st_size else ""
-    except OSError as error:
-        return error.strerror or str(error)
-    except ValueError:
+    except (ValueError, RecursionError):
         return "not valid JSON"
 
 

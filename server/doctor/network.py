@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import socket
 import sys
 import urllib.request
@@ -10,9 +9,11 @@ from collections.abc import Mapping
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
+from server.doctor.mask import without_password
 from server.doctor.result import Complaint, Result, conclude, warning
 from server.hardware import lan_addresses
 from server.profiles import Note
+from server.running import authority
 
 LOCAL = ("127.0.0.1", "localhost")
 _SECONDS = 3.0
@@ -35,12 +36,8 @@ class Proxies(NamedTuple):
 def read_proxies() -> Proxies:
     urls = {name: url for name, url in urllib.request.getproxies().items() if name != "no" and url}
     bypassed = tuple(host for host in LOCAL if urllib.request.proxy_bypass(host))
-    dead = tuple(dict.fromkeys(without_password(url) for url in urls.values() if not _answers(url)))
+    dead = tuple(without_password(url) for url in dict.fromkeys(urls.values()) if not _answers(url))
     return Proxies({name: without_password(url) for name, url in urls.items()}, bypassed, dead)
-
-
-def without_password(url: str) -> str:
-    return re.sub(r"(?<=//)[^/@]*@", "***@", url)
 
 
 def _answers(url: str) -> bool:
@@ -49,7 +46,7 @@ def _answers(url: str) -> bool:
         address = (parts.hostname or "", parts.port or _PORTS.get(parts.scheme, 80))
         with socket.create_connection(address, timeout=_SECONDS):
             return True
-    except (OSError, ValueError):  # ValueError: no address at all
+    except (OSError, ValueError, OverflowError):  # ValueError: no address at all
         return False
 
 
@@ -83,7 +80,7 @@ def find_addresses() -> list[str]:
     """IPv4 addresses in the local network; without psutil the one that the default route uses."""
     try:
         return lan_addresses()
-    except ImportError:
+    except Exception:  # it is not installed, or cannot read what it wants to
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
             try:
                 sock.connect(_TEST_NETWORK)  # sends nothing, only asks for the route
@@ -95,17 +92,19 @@ def find_addresses() -> list[str]:
 def judge_lan(addresses: list[str], host: str, port: int, system: str = sys.platform) -> Result:
     """Whether others could reach the server: the firewall cannot be asked by everybody, so it is a hint."""
     facts = {"addresses": addresses, "host": host, "port": port}
+    everywhere = host in ("0.0.0.0", "::")
     if not addresses:
         return conclude(Note("没有局域网地址（没有连网络）", "no address: not connected to a network"), facts=facts)
     shown = "，".join(addresses), ", ".join(addresses)
+    there = authority(addresses[0], port) if port else addresses[0]  # 0: the system chooses at the start
     if host.startswith("127.") or host in ("localhost", "::1"):
         return conclude(Note(f"本机地址 {shown[0]}；服务只有本机能访问",
                              f"{shown[1]}; the server is for this machine alone"),
-                        hint=Note(f"要让局域网里的机器访问 http://{addresses[0]}:{port}，启动时加 --host 0.0.0.0",
-                                  f"to let others open http://{addresses[0]}:{port}, start with --host 0.0.0.0"),
+                        hint=Note(f"要让局域网里的机器访问 http://{there}，启动时加 --host 0.0.0.0",
+                                  f"to let others open http://{there}, start with --host 0.0.0.0"),
                         facts=facts)  # fmt: skip
-    said = Note(f"局域网里访问 http://{addresses[0]}:{port}（{shown[0]}）",
-                f"others open http://{addresses[0]}:{port} ({shown[1]})")
+    url = f"http://{there if everywhere else authority(host, port)}"
+    said = Note(f"局域网里访问 {url}（{shown[0]}）", f"others open {url} ({shown[1]})")
     return conclude(said, hint=_firewall(port, system), facts=facts)
 
 

@@ -35,7 +35,7 @@ def read_place(root: Path, env: Mapping[str, str] = os.environ) -> Place:
     return Place(
         (PureWindowsPath if windows else PurePosixPath)(root),
         tuple(env[name] for name in ("OneDrive", "OneDriveConsumer", "OneDriveCommercial") if env.get(name)),
-        tempfile.gettempdir(),
+        _temporary(),
         _long_paths() if windows else True,
         _write_error(root),
         _deepest(root / "manifest.json"),
@@ -51,11 +51,21 @@ def _deepest(manifest: Path) -> int:
 
 
 def _write_error(root: Path) -> str:
+    # no tempfile: on Windows that of Python 3.11 tries 10000 names in a folder that it may not write, then blames those
+    path = root / f"doctor-{os.getpid()}.tmp"
     try:
-        with tempfile.TemporaryFile(dir=root):
-            return ""
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        path.unlink()
+        return ""
     except OSError as error:
         return error.strerror or str(error)
+
+
+def _temporary() -> str:
+    try:
+        return tempfile.gettempdir()
+    except OSError:  # there is none that can be written
+        return ""
 
 
 def _long_paths() -> bool:
@@ -92,7 +102,8 @@ def judge_place(place: Place) -> Result:
         complaints.append(warning("在临时文件夹里，系统会清理（是不是还没有解压？）",
                                   "in the folder for temporary files, which is cleaned up (is it unpacked yet?)",
                                   do=("先把 zip 全部解压到硬盘上", "unpack the whole zip to a disk first")))
-    if any(_is_below(place.path, folder) for folder in place.onedrive) or "onedrive" in text.lower():
+    named = any(part.lower().startswith("onedrive") for part in place.path.parts)
+    if named or any(_is_below(place.path, folder) for folder in place.onedrive):
         complaints.append(warning("在 OneDrive 里，几 GB 的模型会被上传，文件可能被移到云端",
                                   "in OneDrive, which uploads gigabytes of the model and may move files away",
                                   do=MOVE))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import http.client
 import os
 import re
 import socket
@@ -13,7 +12,7 @@ from typing import NamedTuple
 
 from server.doctor.result import Complaint, Result, conclude, problem, warning
 from server.profiles import Note
-from server.running import SERVER, near
+from server.running import SERVER, authority, near, server_name
 
 _SECONDS = 4.0
 _FORBIDDEN = (errno.EACCES, 10013)
@@ -36,28 +35,13 @@ def look_at_port(host: str, number: int) -> Port:
     """Asks who is there, binds the port for a moment where nobody is."""
     if number == 0:
         return Port(host, 0)
-    asked = near(host)
     try:
-        with socket.create_connection((asked, number), timeout=_SECONDS):
+        with socket.create_connection((near(host), number), timeout=_SECONDS):
             pass
-    except OSError:
+    except (OSError, UnicodeError):  # UnicodeError: what can be no host's name
         return _bind(Port(host, number))
-    name = _server_name(asked, number)
+    name = server_name(host, number)
     return Port(host, number, taken=True, ours=name == SERVER, silent=name is None, holder=find_holder(number))
-
-
-def _server_name(host: str, number: int) -> str | None:
-    """Of who answers over HTTP; "" for another protocol, None for silence."""
-    connection = http.client.HTTPConnection(host, number, timeout=_SECONDS)
-    try:
-        connection.request("GET", "/v1/models")
-        return connection.getresponse().getheader("Server", "")
-    except TimeoutError:
-        return None
-    except (OSError, http.client.HTTPException):
-        return ""
-    finally:
-        connection.close()
 
 
 def _bind(port: Port) -> Port:
@@ -68,6 +52,8 @@ def _bind(port: Port) -> Port:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             sock.bind(address)
             sock.listen(1)
+    except UnicodeError as error:
+        return port._replace(error=str(error))
     except OSError as error:
         return port._replace(error=error.strerror or str(error), errno=error.errno or 0,
                              holder=find_holder(port.number), taken=error.errno in (errno.EADDRINUSE, 10048))
@@ -113,11 +99,11 @@ def parse_tasklist(output: str) -> str:
 
 
 def judge_port(port: Port) -> Result:
-    where, who, facts = f"{port.host}:{port.number}", port.holder or "?", port._asdict()
+    where, who, facts = authority(port.host, port.number), port.holder or "?", port._asdict()
     if port.number == 0:
         return conclude(Note("任选一个空闲的", "any that is free"), facts=facts)
     if port.ours:
-        url = f"http://{near(port.host)}:{port.number}"
+        url = f"http://{authority(near(port.host), port.number)}"
         return conclude(Note(f"{where}：本程序正在运行", f"{where}: this program is running"),
                         hint=Note(f"打开 {url}，不用再启动一次", f"open {url}; there is no need to start it again"),
                         facts=facts)  # fmt: skip

@@ -2,42 +2,37 @@
 
 from __future__ import annotations
 
-import getpass
 import importlib.metadata
+import io
 import json
 import os
-import platform
-import re
 import sys
 import tempfile
+import traceback
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from server.config import VERSION, Config
+from server.doctor.mask import Mask, this_user
 from server.doctor.result import State
 from server.doctor.running import Outcome
 from server.doctor.screen import Page
 from server.errors import StartupError
+from server.logfile import NAMES
 
+_MOST = 2**16  # bytes of a file that is packed, from its end
 FORMAT = 1  # of the JSON; a key is never given another meaning without another number
-_SECRET_NAME = re.compile(r"TOKEN|KEY|SECRET|PASSWORD|PASSWD|CREDENTIAL|AUTH", re.IGNORECASE)
-_SECRETS = (
-    (re.compile(r"(?<=//)[^/@\s]+@"), "***@"),  # user and password of an address
-    (re.compile(r"\b(?:sk|hf|ms|pk|ghp|github_pat)[-_][\w-]{8,}"), "***"),
-    (re.compile(r"(?i)(\bbearer\s+)\S+"), r"\1***"),
-    (re.compile(r"(?im)^(\s*[\w.-]*(?:key|token|secret|password)[\w.-]*\s*[=:]\s*).+$"), r"\1***"),
-)
 _SETTINGS = (
     "HF_ENDPOINT", "HF_HUB_OFFLINE", "CUDA_VISIBLE_DEVICES", "PIP_INDEX_URL", "NO_PROXY", "HTTP_PROXY", "HTTPS_PROXY",
     "ALL_PROXY", "PYTHONPATH", "PYTHONHOME", "PYTHONUTF8", "OMP_NUM_THREADS", "LANG",
 )  # fmt: skip
-NO_LOGS = """\
-The server writes its log to its console alone; there is no log file to pack. If the console showed an error, please
-copy it into the report.
-服务的日志只显示在它的窗口里，没有日志文件可以打包。如果窗口里有报错，请把它复制到报告里。
+ABOUT_LOGS = """\
+server.log, server.old.log: what the server wrote about its starts, where it has been started here. If its window showed
+an error that is not in them, please copy it into the report.
+server.log、server.old.log：服务每次启动的记录（启动过才有）。窗口里的报错不在里面时，请把它复制到报告里。
 
 Chats are never packed. 聊天内容从不打包。
 """
@@ -68,83 +63,83 @@ def as_json(outcomes: Sequence[Outcome], config: Config) -> dict[str, Any]:
     }
 
 
-class Mask:
-    """Takes out of a text what tells who the user is, and what opens doors."""
-
-    def __init__(self, env: Mapping[str, str] = os.environ, home: Path | None = None, names: Sequence[str] = ()):
-        found = {*names, env.get("USERNAME", ""), env.get("USER", ""), env.get("LOGNAME", "")}
-        home = home or Path.home()
-        self._homes = sorted({str(home), home.as_posix(), str(home).replace("\\", "\\\\")}, key=len, reverse=True)
-        found.add(home.name)
-        host = {platform.node(), env.get("COMPUTERNAME", ""), env.get("USERDOMAIN", "")}
-        self._people = [(name, "<user>") for name in found if name] + [(name, "<computer>") for name in host if name]
-        self._values = [value for name, value in env.items() if _SECRET_NAME.search(name) and len(value) >= 8]
-
-    def __call__(self, text: str) -> str:
-        for value in self._values:
-            text = text.replace(value, "***")
-        for pattern, instead in _SECRETS:
-            text = pattern.sub(instead, text)
-        for home in self._homes:
-            text = re.sub(re.escape(home) + r"(?![\w.-])", "<home>", text, flags=re.IGNORECASE)
-        for name, instead in sorted(self._people, key=lambda pair: -len(pair[0])):
-            text = _as_name(name).sub(instead, text)
-        return text
-
-
-def _as_name(name: str) -> re.Pattern[str]:
-    """The name where it can only be one: a short one as a folder, a longer one as a word, a Chinese one anywhere."""
-    plain = re.escape(name)
-    if not name.isascii():
-        return re.compile(plain)
-    if len(name) < 4:
-        return re.compile(rf"(?<=[\\/]){plain}(?=[\\/\s\"']|$)", re.IGNORECASE)
-    return re.compile(rf"(?<![A-Za-z0-9]){plain}(?![A-Za-z0-9])", re.IGNORECASE)
-
-
 def write_zip(outcomes: Sequence[Outcome], config: Config, root: Path) -> Path:
     """Beside the program, or where it can be written; raises StartupError where it cannot be anywhere."""
-    mask, name = Mask(names=_login()), f"doctor-{datetime.now():%Y%m%d-%H%M%S}.zip"
-    texts = {file: mask(text) for file, text in _texts(outcomes, config, root).items()}
-    problem = None
-    for folder in (root, Path.cwd(), Path.home(), Path(tempfile.gettempdir())):
-        path = folder / name
+    packed, problem = _pack(outcomes, config, root), None
+    for find in (lambda: root, Path.cwd, Path.home, lambda: Path(tempfile.gettempdir())):
         try:
-            with zipfile.ZipFile(path, "x", zipfile.ZIP_DEFLATED) as file:
-                for inside, text in texts.items():
-                    file.writestr(inside, text)
-            return path
-        except OSError as error:
+            return _write(find() / f"doctor-{datetime.now():%Y%m%d-%H%M%S-%f}.zip", packed)
+        except (OSError, RuntimeError) as error:  # RuntimeError: a user without a home
             problem = error
     raise StartupError(f"诊断结果打包失败（{problem}）：请清理磁盘后再试。",
                        f"The results could not be packed ({problem}): free some disk space and try again.")
 
 
-def _login() -> tuple[str, ...]:
+def _write(path: Path, packed: bytes) -> Path:
+    file = path.open("xb")
     try:
-        return (getpass.getuser(),)
-    except (OSError, KeyError, ImportError):  # a user id without a name
-        return ()
+        with file:
+            file.write(packed)
+    except OSError:  # half of it is of no use
+        path.unlink()
+        raise
+    return path
 
 
-def _texts(outcomes: Sequence[Outcome], config: Config, root: Path) -> dict[str, str]:
-    """The files of the zip before names and keys are taken out."""
-    page = Page(config.language, 120)
-    screen = [page.head(), *(line for outcome in outcomes for line in page.lines(outcome)), page.summary(outcomes)]
-    texts = {
-        "doctor.json": json.dumps(as_json(outcomes, config), ensure_ascii=False, indent=1),
-        "doctor.txt": "\n".join(screen) + "\n",
-        "settings.txt": _settings(config),
-        "packages.txt": _packages(),
-        "logs.txt": NO_LOGS + _chat_log_size(config),
+def _pack(outcomes: Sequence[Outcome], config: Config, root: Path) -> bytes:
+    mask, packed = this_user(), io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as file:
+        for name, write in _files(outcomes, config, root).items():
+            try:
+                text = write(mask)
+            except Exception:  # a damaged package, a file of another user: the other files are worth having
+                text = mask(traceback.format_exc())
+            # escaped: what is no character, as in names of files that Linux takes as bytes
+            file.writestr(name, text.encode("utf-8", "backslashreplace"))
+    return packed.getvalue()
+
+
+def _files(outcomes: Sequence[Outcome], config: Config, root: Path) -> dict[str, Callable[[Mask], str]]:
+    """What is in the zip: name -> its text, with names and keys taken out."""
+    document = as_json(outcomes, config)
+    found: dict[str, Callable[[Mask], str]] = {
+        "doctor.json": lambda mask: json.dumps(_nameless(document, mask), ensure_ascii=False, indent=1),
+        "doctor.txt": lambda mask: mask(_page(outcomes, config)),
+        "settings.txt": lambda mask: mask(_settings(config)),
+        "packages.txt": lambda mask: mask(_packages()),
+        "logs.txt": lambda mask: ABOUT_LOGS + mask(_chat_log_size(config)),
     }
-    for home in (root / ".venv", root / "system" / "python"):
-        for name in ("installed.json", "installing"):
-            if (home / name).is_file():
-                texts[f"{home.name}-{name}.txt"] = (home / name).read_text(encoding="utf-8", errors="replace")
-    if config.config and config.config.is_file():
-        texts["config.toml"] = config.config.read_text(encoding="utf-8", errors="replace")
-    return texts
+    copied = {f"{home.name}-{name}.txt": home / name for home in (root / ".venv", root / "system" / "python")
+              for name in ("installed.json", "installing")}  # fmt: skip
+    if config.config:
+        copied["config.toml"] = config.config
+    copied |= {name: root / name for name in NAMES}
+    for name, path in copied.items():
+        if os.path.isfile(path):  # unlike pathlib's it raises nothing where a folder may not be read
+            found[name] = lambda mask, path=path: mask(_end(path))
+    return found
+
+
+def _end(path: Path) -> str:
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - _MOST))
+        return file.read(_MOST).decode("utf-8", errors="replace")
+
+
+def _nameless(document: dict[str, Any], mask: Mask) -> dict[str, Any]:
+    """What docs/doctor.md promises stays as it is, even where the user is called "memory"."""
+    checks = []
+    for check in document["checks"]:
+        facts = {key: mask.everything(value) for key, value in check["facts"].items()}
+        said = {key: mask.everything(check[key]) for key in ("finding", "advice")}
+        checks.append({**check, **said, "facts": facts})
+    return {**document, "checks": checks}
+
+
+def _page(outcomes: Sequence[Outcome], config: Config) -> str:
+    page = Page(("zh", "en") if config.language == "zh" else ("en", "zh"), 120)
+    fine = (line for outcome in outcomes for line in page.fine(outcome))
+    return "\n".join([page.head(), *fine, *page.summary(outcomes)]) + "\n"
 
 
 def _settings(config: Config) -> str:
@@ -152,18 +147,23 @@ def _settings(config: Config) -> str:
     ours = {name: value for name, value in os.environ.items() if name.startswith("CHATGLM_")}
     spelled = (*_SETTINGS, *(name.lower() for name in _SETTINGS))
     known = {name: os.environ[name] for name in spelled if name in os.environ}
-    lines = [f"Python {sys.version}", f"{platform.platform()}", ""]
+    lines = [f"Python {sys.version}", ""]
     lines += [f"{name} = {value}" for name, value in vars(config).items()]
     return "\n".join([*lines, "", *(f"{name}={value}" for name, value in sorted((ours | known).items()))]) + "\n"
 
 
 def _packages() -> str:
-    installed = {f"{found.metadata['Name']} {found.version}" for found in importlib.metadata.distributions()}
-    return "\n".join(sorted(installed, key=str.lower)) + "\n"
+    names = []
+    for found in importlib.metadata.distributions():
+        try:
+            names.append(f"{found.metadata['Name']} {found.version}")
+        except Exception as error:  # what a broken installation leaves
+            names.append(f"{found}: {error!r}")
+    return "\n".join(sorted(set(names), key=str.lower)) + "\n"
 
 
 def _chat_log_size(config: Config) -> str:
     path = config.chat_log
-    if path is None or not path.is_file():
+    if path is None or not os.path.isfile(path):
         return ""
     return f"{path.name} ({path.stat().st_size} bytes) was left out. 没有打包。\n"

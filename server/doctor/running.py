@@ -57,9 +57,22 @@ def _run(check: Check, box: Box) -> None:
         result = check.run()
     except ServerError as error:  # has sentences for its reader
         result = Result(State.PROBLEM, Note(error.zh, error.en))
+    except OSError as error:
+        result = _unreadable(error) if error.filename else _crashed(error)
     except BaseException as error:
         result = _crashed(error)
     box.put((result, time.monotonic() - started))
+
+
+def _unreadable(error: OSError) -> Result:
+    why = error.strerror or type(error).__name__
+    return Result(
+        State.PROBLEM,
+        Note(f"读不了 {error.filename}（{why}）", f"{error.filename} cannot be read ({why})"),
+        Note("检查它在不在、当前用户能不能读；程序自己的文件不见了就重新解压",
+             "see whether it is there and yours to read; unpack the program again if it is one of its own files"),
+        {"traceback": "".join(traceback.format_exception(error))},
+    )  # fmt: skip
 
 
 def _crashed(error: BaseException) -> Result:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 from server.doctor.children import ChildFailed
 from server.doctor.host import SETUP
-from server.doctor.memory_check import PAGE_FILE
+from server.doctor.plan import PAGE_FILE
 from server.doctor.result import Complaint, Result, conclude, problem, warning
 from server.profiles import OLDEST_GPU, Note
 from system.torch_builds import CUDA_BUILDS
@@ -72,9 +73,13 @@ def _import_complaint(found: Mapping[str, Any]) -> Complaint:
         return problem(f"没有装好（{shown}）", f"not installed ({shown})", do=SETUP)
     if "WinError 1455" in error:
         return problem(f"页面文件太小（{shown}）", f"the page file is too small ({shown})", do=PAGE_FILE)
-    if "WinError 126" in error or "WinError 127" in error or "WinError 1114" in error:
+    if re.search(r"WinError (126|127|1114)\b", error):
         return problem(f"加载 DLL 失败，多半缺 VC++ 运行库（{shown}）",
                        f"a DLL does not load, mostly for lack of the VC++ runtime ({shown})", do=GET_RUNTIME)
+    if re.search(r"WinError (225|1260|4551)\b", error):  # a virus, a policy, Smart App Control
+        return problem(f"被杀毒软件或系统策略拦住了（{shown}）", f"a virus scanner or a policy stops it ({shown})",
+                       do=("把本程序的文件夹加进杀毒软件的信任名单，再" + SETUP[0],
+                           "let the virus scanner trust this program's folder, then " + SETUP[1]))  # fmt: skip
     return problem(f"加载失败（{shown}）", f"does not load ({shown})", do=SETUP)
 
 
@@ -102,8 +107,8 @@ def judge_kernels(loaded: Mapping[str, Any] | ChildFailed, compiler: list[str] |
     failed = isinstance(loaded, ChildFailed) or "error" in loaded
     facts = {"library": None if failed else loaded["library"], "compiler": compiler,
              "state": "none", "error": str(loaded if isinstance(loaded, ChildFailed) else loaded.get("error", ""))}
-    install = ("安装 C 编译器，例如 pip install ziglang，再启动", "install a C compiler (pip install ziglang, say) and "
-               "start again")  # fmt: skip
+    command = f'"{sys.executable}" -m pip install ziglang'
+    install = (f"安装 C 编译器再启动，例如运行 {command}", f"install a C compiler, with {command} say, and start again")
     if facts["library"]:
         facts["state"] = "compiled"
         return conclude(Note(f"已编译：{facts['library']}", f"compiled: {facts['library']}"), facts=facts)

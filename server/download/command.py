@@ -7,7 +7,7 @@ from pathlib import Path
 
 from server.config import ROOT, Config
 from server.download import failures, interrupts, web
-from server.download.check import Expected, State, check_converted, check_files, converted_name
+from server.download.check import Expected, Record, State, check_converted, check_files, converted_name
 from server.download.editions import ensure_edition
 from server.download.fetch import Origin, ensure_model
 from server.download.folder import (
@@ -25,7 +25,6 @@ from server.download.folder import (
 from server.download.manifest import known_files
 from server.download.plan import is_weights, largest, make_plan
 from server.download.probing import find_suppliers
-from server.download.record import Record
 
 _WORDS = {
     State.RIGHT: ("完好", "ok"),

@@ -11,7 +11,7 @@ from server.converted import kept
 from server.download.fetch import Origin, download_size, ensure_model
 from server.download.folder import DEFAULT_MODEL, is_begun, is_published, locate, missing_files, repositories
 from server.download.progress import readable
-from server.download.pruned import check_can_be_had, wants_originals
+from server.download.pruned import check_can_be_had, choose_for, wants_originals
 from server.download.sources import Source
 from server.errors import StartupError
 from server.footprint import ModelShape
@@ -121,7 +121,19 @@ def ensure_edition(config: Config, root: Path = ROOT, *, thorough: bool = False)
         announce=announce,
         thorough=thorough,
         originals=originals,
+        converted=_converted_bytes(folder, root, config) if config.prune else None,
     )
+
+
+def _converted_bytes(folder: Path, root: Path, config: Config) -> int | None:
+    """Size of the file that ``--prune`` makes first: the quantized one, 0 for a copy of pickles, None: not known."""
+    if not (shape := SHAPES.get(folder.name)):
+        return None
+    try:
+        profile = choose_for(folder, probe(root), shape, config)
+    except StartupError:
+        return None
+    return shape.weight_bytes(profile.bits, 2) if profile.kernels and config.lora is None else 0
 
 
 def find_editions(name: str, root: Path) -> Editions | None:

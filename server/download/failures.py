@@ -56,13 +56,13 @@ def _list(reasons: Reasons) -> tuple[str, str]:
 
 def _advice(reasons: Reasons) -> tuple[str, str]:
     if any(error.status in (401, 403) for _, error in reasons):
-        return ("设置环境变量 HF_TOKEN 或换一个 --source 再试",
-                "Set the environment variable HF_TOKEN, or try another --source")  # fmt: skip
+        return ("把环境变量 HF_TOKEN 设为有效的令牌，或换一个 --source 再试",
+                "Set the environment variable HF_TOKEN to a valid token, or try another --source")  # fmt: skip
     if len(reasons) == 1:
-        return ("检查网络后再试，或去掉 --source、--endpoint 和环境变量 HF_ENDPOINT（会在 ModelScope、hf-mirror 和 "
-                "Hugging Face 里选最快的），国内也可设 HF_ENDPOINT=https://hf-mirror.com",
-                "Check the network and try again, or leave out --source, --endpoint and the variable HF_ENDPOINT (then "
-                "the fastest of ModelScope, hf-mirror and Hugging Face is taken); in China HF_ENDPOINT=https://"
+        return ("检查网络和代理后再试，或去掉 --source、--endpoint 和环境变量 HF_ENDPOINT（会在 ModelScope、hf-mirror "
+                "和 Hugging Face 里选最快的），国内也可设 HF_ENDPOINT=https://hf-mirror.com",
+                "Check network and proxy and try again, or leave out --source, --endpoint and the variable HF_ENDPOINT "
+                "(then the fastest of ModelScope, hf-mirror and Hugging Face is taken); in China HF_ENDPOINT=https://"
                 "hf-mirror.com is another way")  # fmt: skip
     return "检查网络和代理后再试", "Check network and proxy and try again"
 
@@ -75,8 +75,13 @@ def lacks_files(folder: Path, missing: Sequence[str], places: Sequence[Source]) 
         f"The model on {where} is not complete, {folder} still lacks {names}: try another --source.", param="source")
 
 
-def disk_full(folder: Path, free: int, needed: int | None = None) -> StartupError:
-    zh, en = (f"要 {readable(needed)}，", f"{readable(needed)} are needed, ") if needed else ("", "")
+def disk_full(folder: Path, free: int, needed: int | None = None, *, converted: int = 0) -> StartupError:
+    """Sizes in bytes; ``converted``: what ``--prune`` takes of those that are ``needed``."""
+    zh, en = "", ""
+    if needed:
+        zh, en = f"要 {readable(needed)}，", f"{readable(needed)} are needed, "
+    if converted:
+        zh, en = f"{zh}其中转换（--prune）要 {readable(converted)}，", f"{en}{readable(converted)} of it for --prune, "
     return StartupError(f"{folder} 所在的磁盘满了：{zh}只剩 {readable(free)}。请腾出空间再试，已下载的部分会保留。",
                         f"The disk with {folder} is full: {en}{readable(free)} are free. Make room and try again; "
                         "what was downloaded is kept.")  # fmt: skip
@@ -93,6 +98,8 @@ def disk_failures(folder: Path) -> Iterator[None]:
     """Turns the OSErrors of writing into StartupErrors."""
     try:
         yield
+    except BrokenPipeError:  # the reader of what is printed has left
+        raise
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise disk_full(folder, disk_free(folder)) from error

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from server.config import ROOT
 from server.converted import SPARE_BYTES
 from server.download import failures, interrupts, web
-from server.download.check import Expected, State, check_files
+from server.download.check import Expected, Record, State, Stopped, check_files
 from server.download.folder import (
     CHAT,
     INDEXES,
@@ -30,9 +30,8 @@ from server.download.manifest import known_files
 from server.download.plan import Wanted, choose_version, is_text, is_weights, largest, make_plan, wanted_files
 from server.download.probing import Supplier, find_suppliers
 from server.download.progress import Progress, readable
-from server.download.record import Record, Stopped
 from server.download.sources import Source, choose_sources, find_listing, title
-from server.download.transfer import Exhausted, Transfer, part_of
+from server.download.transfer import Exhausted, Transfer, is_of_use, part_of
 from server.download.web import SourceError
 from server.errors import StartupError
 from server.file_lock import PRIVATE, try_lock
@@ -70,14 +69,17 @@ def ensure_model(
     announce: Announce | None = None,
     thorough: bool = False,
     originals: bool = False,
+    converted: int | None = None,
 ) -> Path:
     """The folder of the model called ``name``, downloaded into ``root``/THUDM if it is not complete.
 
     A complete folder is taken as it is, without the network, unless the call is ``thorough``: then its files are
     checked as well, any OWNER/MODEL of the hub may be named, and a known model may be completed anywhere. What stands
     for deleted originals is enough unless ``originals`` are asked for. ``announce`` is called before a download, with
-    the size of the whole model in bytes and the source that comes first. Raises StartupError for an unknown name and
-    for every way in which a download fails, ModelError for a folder of the user's own that lacks files.
+    the size of the whole model in bytes and the source that comes first. ``converted``: bytes that will be made of the
+    weights before those are deleted, for which the disk must have room too; 0: as many as pickles have. Raises
+    StartupError for an unknown name and for every way in which a download fails, ModelError for a folder of the user's
+    own that lacks files.
     """
     folder = locate(name, root, kind, foreign=thorough)
     missing = missing_files(folder, kind, originals=originals)
@@ -91,7 +93,9 @@ def ensure_model(
     zh = (language or system_language()) == "zh"
     try:
         interrupts.run(
-            lambda stop: _Download(folder, kind, names, origin, announce, stop, zh=zh, originals=originals).run()
+            lambda stop: _Download(
+                folder, kind, names, origin, announce, stop, zh=zh, originals=originals, converted=converted
+            ).run()
         )
     except KeyboardInterrupt:
         raise failures.interrupted(folder) from None
@@ -123,6 +127,7 @@ class _Download:
         *,
         zh: bool,
         originals: bool,
+        converted: int | None,
     ):
         self._folder = folder
         self._kind = kind
@@ -132,6 +137,7 @@ class _Download:
         self._stop = stop
         self._zh = zh
         self._originals = originals
+        self._converted = converted
         self._known = known_files(folder.name)
         self._suppliers: list[Supplier] = []  # the best first
 
@@ -148,7 +154,7 @@ class _Download:
             wrong = self._wrong({file.name: (file.size, file.sha256) for file in plan})
             left = [file for file in plan if file.name in wrong]
             self._adopt(left)
-            self._check_disk(left)
+            self._check_disk(left, plan)
             self._tell(left, len(plan) - len(left))
             self._fetch(left, client)
         if missing := self._missing():
@@ -232,14 +238,17 @@ class _Download:
 
     def _there(self, left: Sequence[Wanted]) -> int:
         """Bytes of parts that are gone on with."""
-        parts = [(part_of(self._folder, file.name), file) for file in left if file.sha256]
-        return sum(min(part.stat().st_size, file.size) for part, file in parts if part.is_file())
+        parts = [(part_of(self._folder, file.name), file) for file in left]
+        sizes = [(part.stat().st_size, file) for part, file in parts if part.is_file()]
+        return sum(size for size, file in sizes if is_of_use(size, file))
 
-    def _check_disk(self, left: Sequence[Wanted]) -> None:
-        needed = sum(file.size for file in left) - self._there(left) + SPARE_BYTES
+    def _check_disk(self, left: Sequence[Wanted], plan: Sequence[Wanted]) -> None:
+        pickles = sum(file.size for file in plan if file.name.endswith(".bin"))
+        converted = pickles if self._converted == 0 else self._converted or 0
+        needed = sum(file.size for file in left) - self._there(left) + converted + SPARE_BYTES
         free = disk_free(self._folder)
         if left and needed > free:
-            raise failures.disk_full(self._folder, free, needed)
+            raise failures.disk_full(self._folder, free, needed, converted=converted)
 
     def _tell(self, left: Sequence[Wanted], done: int) -> None:
         if not left:
@@ -260,7 +269,8 @@ class _Download:
             for number, file in enumerate(left, 1):
                 if is_weights(file.name):  # the index is there now, and tells what the model needs
                     self._refuse_if_lacking(rest.name for rest in left[number - 1 :])
-                progress.label(f"({number}/{len(left)}) {file.name}  {readable(file.size)}")
+                label = f"({number}/{len(left)}) {file.name}  {readable(file.size)}"
+                progress.say(label, label)
                 sha256 = self._transfer(file, client, progress)
                 if not is_text(file.name):
                     Record(self._folder).remember(file.name, sha256)

@@ -49,17 +49,23 @@ _PUBLISHED = (
 )  # fmt: skip
 
 
-def _on_modelscope(name: str) -> tuple[str, ...]:
-    """The first generation is written ChatGLM-6B-Int4 there."""
-    capitals = name.title().replace("Chatglm", "ChatGLM")
-    return (f"ZhipuAI/{name}", *([f"ZhipuAI/{capitals}"] if name.startswith("chatglm-") else []))
-
+# Zhipu AI's list of its models on ModelScope (of 2026) writes these otherwise than the Hub
+_ON_MODELSCOPE = {
+    "chatglm-6b": "ChatGLM-6B",
+    "chatglm-6b-int8": "ChatGLM-6B-int8",
+    "chatglm-6b-int4": "ChatGLM-6B-Int4",
+    "chatglm2-6b-32k-int4": "ChatGLM2-6B-32k-int4",
+    "codegeex2-6b-int4": "CodeGeeX2-6B-int4",
+}
 
 CHAT = ModelKind(
     "model",
     "模型",
     "model",
-    {name: Repositories((f"THUDM/{name}", f"zai-org/{name}"), _on_modelscope(name)) for name in _PUBLISHED},
+    {
+        name: Repositories((f"THUDM/{name}", f"zai-org/{name}"), (f"ZhipuAI/{_ON_MODELSCOPE.get(name, name)}",))
+        for name in _PUBLISHED
+    },
     ("tokenizer.model", "ice_text.model"),
     # the tokenizer's code as the text that tells ChatGLM3 from ChatGLM2
     ("tokenizer_config.json", "tokenization_chatglm.py", "MODEL_LICENSE"),

@@ -28,8 +28,7 @@ class Wanted(NamedTuple):
 def wanted_files(files: Sequence[RemoteFile], kind: ModelKind, *, pickles: bool = False) -> list[RemoteFile]:
     """What is worth downloading, small files first; ``pickles`` only if asked for, or if there are no safetensors."""
     patterns = ("config.json", *kind.tokenizers, *kind.extras, *WEIGHTS)
-    here = [file for file in files if "/" not in file.name]
-    chosen = [file for file in here if any(fnmatch.fnmatch(file.name, pattern) for pattern in patterns)]
+    chosen = [file for file in files if any(fnmatch.fnmatch(file.name, pattern) for pattern in patterns)]
     for mark, is_wanted in ((".bin", pickles), (".safetensors", True)):
         if is_wanted and any(file.name.endswith(mark) for file in chosen):
             chosen = [file for file in chosen if mark in file.name or not _is_of_weights(file.name)]
@@ -62,7 +61,7 @@ def make_plan(
     *,
     originals: bool = False,
 ) -> list[Wanted]:
-    """Every file that the best supplier with any weights has, as ``choose_version`` says.
+    """The weights of the best supplier with any, and every other file that anybody has, as ``choose_version`` says.
 
     Pickles that are in the folder are gone on with, and weights left out where it is complete without them
     (``originals`` as for ``missing_files``).
@@ -70,8 +69,10 @@ def make_plan(
     pickles = has_pickles(folder)
     listings = [wanted_files(supplier.listing.files, kind, pickles=pickles) for supplier in suppliers]
     chosen = next((files for files in listings if any(is_weights(file.name) for file in files)), listings[0])
-    names = [file.name for file in chosen if not is_superfluous(folder, file.name, originals=originals)]
-    return [choose_version(name, suppliers, known.get(name)) for name in names]
+    others = [file for files in listings for file in files if not _is_of_weights(file.name)]
+    names = dict.fromkeys(file.name for file in [*others, *chosen])
+    wanted = [name for name in names if not is_superfluous(folder, name, originals=originals)]
+    return [choose_version(name, suppliers, known.get(name)) for name in wanted]
 
 
 def choose_version(name: str, suppliers: Sequence[Supplier], known: Known | None) -> Wanted:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from server.download import web
 from server.download.folder import Repositories
-from server.download.sources import Listing, RemoteFile, Source, find_listing, title
+from server.download.sources import Listing, RemoteFile, Source, absent, find_listing, title
 from server.download.web import SourceError
 from server.errors import StartupError
 
@@ -50,20 +50,24 @@ def find_suppliers(
     """The sources that have the model, the fastest first, and why the others do not give it.
 
     All are asked at the same time. Where there are several, a piece of the file that ``largest`` picks is fetched from
-    each: what cannot give a piece comes last.
+    each: what cannot give a piece, or is too slow to be waited for, comes last.
     """
     asked = [source for source in sources if source.names(repositories)]
+    if not asked:
+        return [], [(source, absent()) for source in sources]
     answers: queue.Queue[Answer] = queue.Queue()
+    listed: dict[Source, Supplier] = {}
     for source in asked:
-        arguments = (source, repositories, client, largest if len(asked) > 1 else None, answers)
+        arguments = (source, repositories, client, largest if len(asked) > 1 else None, listed, answers)
         threading.Thread(target=_ask, args=arguments, name="probe", daemon=True).start()
     found: list[Supplier] = []
     failed: list[tuple[Source, SourceError]] = []
-    deadline = None
+    deadline = time.monotonic() + 3 * web.PATIENCE.longest  # for answers that drip and never end
     while len(found) + len(failed) < len(asked) and not stop.is_set():
-        if deadline and time.monotonic() > deadline:
+        if time.monotonic() > deadline:
             silent = [s for s in asked if s not in [a.source for a in found] and s not in [f for f, _ in failed]]
-            failed += [(source, SourceError("没有应答", "no answer")) for source in silent]
+            found += [listed[source] for source in silent if source in listed]
+            failed += [(source, SourceError("没有应答", "no answer")) for source in silent if source not in listed]
             break
         try:
             source, answer = answers.get(timeout=0.2)
@@ -75,7 +79,7 @@ def find_suppliers(
             failed.append((source, answer))
         else:
             found.append(answer)
-            deadline = deadline or time.monotonic() + web.PATIENCE.grace
+            deadline = min(deadline, time.monotonic() + web.PATIENCE.grace)
     return sorted(found, key=lambda supplier: (-supplier.speed, asked.index(supplier.source))), failed
 
 
@@ -84,10 +88,11 @@ def _ask(
     repositories: Repositories,
     client: httpx2.Client,
     largest: Callable[[Listing], RemoteFile | None] | None,
+    listed: dict[Source, Supplier],
     answers: queue.Queue[Answer],
 ) -> None:
     try:
-        supplier = Supplier(source, find_listing(source, client, repositories))
+        listed[source] = supplier = Supplier(source, find_listing(source, client, repositories))
         if largest and (file := largest(supplier.listing)):
             supplier.speed = _measure(supplier, file, client)
         answers.put((source, supplier))

@@ -27,6 +27,7 @@ class Progress:
         self._done = there
         self._steps: collections.deque[tuple[float, int]] = collections.deque([(time.monotonic(), there)])
         self._shown = time.monotonic()
+        # without a description, which would push speed and time left out of a window of 80 columns
         self._bar = tqdm(total=total, initial=there, unit="B", unit_scale=True, dynamic_ncols=True, smoothing=0.05,
                          disable=not (total and sys.stderr.isatty()), leave=False)  # fmt: skip
 
@@ -35,12 +36,6 @@ class Progress:
 
     def __exit__(self, *_: Any) -> None:
         self._bar.close()
-
-    def label(self, text: str) -> None:
-        """What is worked on now."""
-        self._bar.set_description(text)
-        if self._bar.disable:
-            print(text, flush=True)
 
     def say(self, zh: str, en: str) -> None:
         """A line beside the bar."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 from urllib.parse import quote, urlsplit
 
 from server.config import VERSION
@@ -76,10 +77,10 @@ class Hub:
 
         api = HfApi(endpoint=self.base, token=None if self.trusted else False)
         with _as_source_errors():
-            info = api.model_info(repository, files_metadata=True, timeout=15)
-        files = [RemoteFile(entry.rfilename, entry.size or 0, entry.lfs.sha256 if entry.lfs else None)
+            info = api.model_info(repository, files_metadata=True, timeout=web.PATIENCE.silence)
+        files = [(entry.rfilename, entry.size, entry.lfs.sha256 if entry.lfs else None)
                  for entry in info.siblings or ()]  # fmt: skip
-        return Listing(repository, info.sha or "main", files)
+        return _listing(repository, info.sha or "main", files)
 
     def address(self, listing: Listing, file: str) -> str:
         return f"{self.base}/{listing.repository}/resolve/{quote(listing.revision, safe='')}/{quote(file)}"
@@ -110,11 +111,11 @@ class ModelScope:
             raise web.refusal(response.status_code, response.headers)
         try:
             entries = response.json()["Data"]["Files"]
-            files = [RemoteFile(entry["Path"], int(entry["Size"]), entry.get("Sha256") or None)
+            files = [(entry["Path"], entry["Size"], entry.get("Sha256"))
                      for entry in entries if entry.get("Type") != "tree"]  # fmt: skip
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise _no_source() from error
-        return Listing(repository, "master", files)
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            raise web.senseless() from error
+        return _listing(repository, "master", files)
 
     def address(self, listing: Listing, file: str) -> str:
         where = f"Revision={quote(listing.revision, safe='')}&FilePath={quote(file, safe='')}"
@@ -122,6 +123,17 @@ class ModelScope:
 
     def headers(self) -> Mapping[str, str]:
         return {}
+
+
+def _listing(repository: str, revision: str, files: Iterable[tuple[Any, Any, Any]]) -> Listing:
+    """Of (name, size, SHA-256) as a site gives them, those that name a file of a known size in the folder itself."""
+    found = []
+    for name, size, sha256 in files:
+        # no path: also not one that only Windows takes for one
+        if isinstance(size, int) and size > 0 and re.fullmatch(r"[\w.-]+", str(name)):
+            is_hash = re.fullmatch(r"[0-9a-f]{64}", str(sha256))
+            found.append(RemoteFile(name, size, sha256 if is_hash else None))
+    return Listing(repository, revision, found)
 
 
 SOURCES = {"modelscope": ModelScope(), "hf-mirror": Hub(HF_MIRROR, trusted=False), "huggingface": Hub(HUGGING_FACE)}
@@ -149,14 +161,17 @@ def title(source: Source) -> str:
 
 def find_listing(source: Source, client: httpx2.Client, repositories: Repositories) -> Listing:
     """What the source has of the model; asked again, a little later, while it says that it is busy."""
-    absent = SourceError("没有这个模型", "does not have the model", lasting=True, status=404)
     for name in source.names(repositories):
         try:
             return _patiently(lambda name=name: source.list_files(client, name))
         except SourceError as error:
             if error.status != 404:
                 raise
-    raise absent
+    raise absent()
+
+
+def absent() -> SourceError:
+    return SourceError("没有这个模型", "does not have the model", lasting=True, status=404)
 
 
 def _patiently(call: Callable[[], T]) -> T:
@@ -185,23 +200,25 @@ def _prepare_hub() -> None:
 @contextlib.contextmanager
 def _as_source_errors() -> Iterator[None]:
     """Turns what huggingface_hub raises into SourceErrors."""
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HTTPError, RepositoryNotFoundError
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
-    try:
-        yield
-    except GatedRepoError as error:  # a subclass of the next one
-        raise web.refusal(403, {}) from error
-    except RepositoryNotFoundError as error:
-        raise web.refusal(404, {}) from error
-    except HfHubHTTPError as error:
-        raise web.refusal(error.response.status_code, error.response.headers) from error
-    except ImportError as error:
-        raise web.bad_proxy() from error
-    except (HTTPError, OSError) as error:
-        raise web.unreachable() from error
-    except ValueError as error:
-        raise _no_source() from error
-
-
-def _no_source() -> SourceError:
-    return SourceError("的应答看不懂", "gives answers that make no sense", lasting=True)
+    with web.as_source_errors():
+        try:
+            yield
+        except GatedRepoError as error:  # a subclass of the next one
+            raise web.refusal(403, {}) from error
+        except RepositoryNotFoundError as error:
+            raise web.refusal(404, {}) from error
+        except HfHubHTTPError as error:
+            raise web.refusal(error.response.status_code, error.response.headers) from error
+        except ImportError as error:
+            raise web.bad_proxy() from error
+        except UnicodeError as error:
+            if getattr(error, "encoding", "") != "ascii":  # of the host's name
+                raise
+            zh, en = "用不了：令牌里有不是 ASCII 的字符", "the token has characters that are not ASCII"
+            raise SourceError(zh, en, lasting=True, status=401) from error
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            raise web.senseless() from error
+        except OSError as error:
+            raise web.unreachable() from error

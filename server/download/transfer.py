@@ -6,6 +6,7 @@ gives it best.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import threading
@@ -14,10 +15,10 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from server.download import web
+from server.download.check import Stopped, hash_file
 from server.download.plan import Wanted
 from server.download.probing import Supplier
 from server.download.progress import Progress, readable
-from server.download.record import Stopped, hash_file
 from server.download.sources import title
 from server.download.web import SourceError
 
@@ -34,6 +35,11 @@ class Exhausted(Exception):
 def part_of(folder: Path, name: str) -> Path:
     """Where the beginning of a file is kept."""
     return folder / f"{name}.part"
+
+
+def is_of_use(size: int, wanted: Wanted) -> bool:
+    """Whether a part of ``size`` bytes may be the beginning of a file; without a hash nobody could tell."""
+    return wanted.sha256 is not None and size <= wanted.size
 
 
 class Transfer:
@@ -70,19 +76,21 @@ class Transfer:
                         self._note(supplier, error)
             file.flush()
             os.fsync(file.fileno())
+            written = os.fstat(file.fileno()).st_size
+        if written != self._wanted.size:  # where locks do not work, another program may have written too
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(part))
         os.replace(part, self._folder / self._wanted.name)
         return self._sha.hexdigest()
 
     def _take_up(self, part: Path, file: IO[bytes]) -> None:
+        self._sha, self._at = hashlib.sha256(), 0
         size = part.stat().st_size
-        if size and self._mixed:
+        if not is_of_use(size, self._wanted):
+            file.truncate(0)
+        elif size:
             self._progress.say(f"  检查已有的 {readable(size)}", f"  checking the {readable(size)} that are there")
-        self._sha, self._at = hashlib.sha256(), size
-        if size:
-            self._sha = hash_file(part, self._stop, lambda _: None)
+            self._sha, self._at = hash_file(part, self._stop, lambda _: None), size
             self._givers.add("")
-        if size > self._wanted.size or not self._mixed:
-            self._restart(file)
 
     def _restart(self, file: IO[bytes]) -> None:
         self._progress.advance(-self._at)
@@ -117,7 +125,7 @@ class Transfer:
 
     def _receive(self, supplier: Supplier, file: IO[bytes]) -> None:
         """Write what the supplier gives, up to the end of the file. Raises SourceError where it ends before."""
-        wanted, received = self._wanted, 0
+        wanted, good = self._wanted, self._at + _GOOD_PIECE
         if supplier is not self._last:
             self._change_to(supplier, file)
         began, counted = time.monotonic(), 0
@@ -133,10 +141,10 @@ class Transfer:
                 self._sha.update(chunk)
                 self._at += len(chunk)
                 self._progress.advance(len(chunk))
-                received += len(chunk)
-                if received >= _GOOD_PIECE:
+                if self._at >= good:
                     supplier.failures = 0
                 if time.monotonic() - began > web.PATIENCE.window:
+                    received = body.received()
                     if received - counted < web.PATIENCE.slowest * web.PATIENCE.window and len(self._usable()) > 1:
                         raise web.stalled()
                     began, counted = time.monotonic(), received

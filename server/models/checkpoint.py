@@ -12,21 +12,10 @@ from pathlib import Path
 import torch
 
 from server.converted import Converted, is_outdated, kept
+from server.converting import DTYPES
 from server.errors import ModelError
 from server.models.files import check_file, damaged, missing, read_json
 
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
 # (a single file, the shards' index, the shards without an index); the first that is there is read
 _LAYOUTS = (
     ("model.safetensors", "model.safetensors.index.json", "model-*.safetensors"),

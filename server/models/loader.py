@@ -12,7 +12,9 @@ from typing import Any
 import torch
 
 from server.converted import NoRoom, kept, replacement, whole_file
+from server.converting import NotConvertible, Sources
 from server.errors import ModelError
+from server.file_lock import folder_lock
 from server.kernels.cpu_ops import CpuOps
 from server.kernels.ops import Ops
 from server.models.base import Family, Network, Tokenizer
@@ -23,7 +25,7 @@ from server.models.files import read_json
 from server.models.filler import Filler
 from server.models.lora import read_lora
 from server.models.prefix import Prefix, build_prefix, read_prefix
-from server.quant.cache import NetworkCache, Unusable
+from server.quant.cache import NetworkCache, OfAnotherConfig, Unusable
 
 log = logging.getLogger(__name__)
 
@@ -46,46 +48,16 @@ class LoadedModel:
     kv_dtype: torch.dtype  # of keys and values
 
 
-def load_model(
-    folder: str | Path,
-    *,
-    dtype: torch.dtype,
-    device: str | torch.device,
-    bits: int = 16,
-    ops: Ops,
-    family: str = AUTO,
-    progress: Progress | None = None,
-    ptuning: Path | None = None,
-    lora: Path | None = None,
-) -> LoadedModel:
-    """Read an unchanged official checkpoint folder.
+def load_model(folder: str | Path, *, family: str = AUTO, **how: Any) -> LoadedModel:
+    """Read an unchanged official checkpoint folder; ``how`` is what ``load_network`` takes.
 
-    ``dtype`` is what is computed in; ``bits`` 8 or 4 quantizes every linear layer while it is read. An official
-    quantized checkpoint of at most ``bits`` bits keeps its codes, and the layers that it leaves in 16 bits stay so.
-
-    ``ptuning`` is the folder of a P-tuning v2 checkpoint, whose prefix replaces one that the model itself holds.
-    ``lora`` is the folder of a PEFT adapter, merged in float32 before anything is cast or quantized; a matrix that
-    comes with official codes is unpacked for it, and packed again group by group in as many bits.
-
-    Peak memory is the finished model, one tensor, and the adapter. Raises ModelError naming the file, field or tensor
-    at fault.
+    Raises ModelError naming the file, field or tensor at fault.
     """
     folder = Path(folder)
     config = read_json(folder / "config.json")
     found = find_family(config, folder, family)
     tokenizer = found.load_tokenizer(folder)
-    network, tuned = load_network(
-        folder,
-        config,
-        found,
-        dtype=dtype,
-        device=device,
-        bits=bits,
-        ops=ops,
-        progress=progress,
-        ptuning=ptuning,
-        lora=lora,
-    )
+    network, tuned = load_network(folder, config, found, **how)
     if tokenizer.vocab_size > network.vocab_size:
         raise ModelError(
             f"{folder} 的分词器有 {tokenizer.vocab_size} 个词，模型只有 {network.vocab_size} 个；"
@@ -93,9 +65,8 @@ def load_model(
             f"The tokenizer in {folder} has {tokenizer.vocab_size} ids and the network {network.vocab_size}: "
             f"{found.tokenizer_file} and weights belong to different models.",
         )
-    name = folder.resolve().name
-    kv_dtype = _kv_dtype(dtype, ops)
-    return LoadedModel(name, found, config, network, tokenizer, tuned, dtype, torch.device(device), kv_dtype)
+    name, dtype, device = folder.resolve().name, how["dtype"], torch.device(how["device"])
+    return LoadedModel(name, found, config, network, tokenizer, tuned, dtype, device, _kv_dtype(dtype, how["ops"]))
 
 
 def _kv_dtype(dtype: torch.dtype, ops: Ops) -> torch.dtype:
@@ -114,8 +85,21 @@ def load_network(
     progress: Progress | None = None,
     ptuning: Path | None = None,
     lora: Path | None = None,
+    must_keep: bool = False,
 ) -> tuple[Network, Prefix | None]:
-    """The network alone, and the P-tuning prefix for its KV cache; see ``load_model``."""
+    """The network alone, and the P-tuning prefix for its KV cache.
+
+    ``dtype`` is what is computed in; ``bits`` 8 or 4 quantizes every linear layer while it is read. An official
+    quantized checkpoint of at most ``bits`` bits keeps its codes, and the layers that it leaves in 16 bits stay so.
+
+    ``ptuning`` is the folder of a P-tuning v2 checkpoint, whose prefix replaces one that the model itself holds.
+    ``lora`` is the folder of a PEFT adapter, merged in float32 before anything is cast or quantized; a matrix that
+    comes with official codes is unpacked for it, and packed again group by group in as many bits.
+    ``must_keep``: the caller is after the quantized file and holds the folder's lock; raises NoRoom, NotConvertible and
+    OSError where it cannot be written, else that costs a line in the log.
+
+    Peak memory is the finished model, one tensor, and the adapter. Raises ModelError.
+    """
     network = family.build_network(config, ops)
     # what is wrong with an adapter is found before gigabytes are read
     prefix = _tuned(network, config, ptuning) if ptuning else None
@@ -123,14 +107,9 @@ def load_network(
     cache = quantized_cache(folder, config, bits, ops) if not adapter else None
     own_prefix = _load_cached(cache, network, ops) if cache else None
     if own_prefix is None:
-        files = cache.files if cache else convert_once(folder, weight_files(folder), CACHED_FROM, progress)
         filler = Filler(network, config, dtype=dtype, device=torch.device(device), bits=bits, ops=ops, lora=adapter)
-        with cache.hashing() if cache else contextlib.nullcontext():
-            _fill(filler, files, progress)
-            filler.finish(folder)
-            own_prefix = filler.prefix
-            if cache:
-                _save(cache, network, own_prefix)
+        _fill_network(filler, network, folder, cache, progress, must_keep=must_keep)
+        own_prefix = filler.prefix
     if not prefix and (own_prefix or config.get("pre_seq_len")):
         projected = bool(config.get("prefix_projection"))
         prefix = build_prefix(own_prefix, network.kv_shape, folder, projected=projected)
@@ -140,22 +119,50 @@ def load_network(
 
 
 def convert_model(
-    folder: Path, *, dtype: torch.dtype, bits: int, ops: Ops, family: str = AUTO, adapted: bool = False
+    folder: Path,
+    *,
+    dtype: torch.dtype,
+    bits: int,
+    ops: Ops,
+    family: str = AUTO,
+    adapted: bool = False,
+    progress: Progress | None = None,
 ) -> Path | None:
     """The converted file that a start with these settings reads, made if need be; ``adapted``: with a LoRA.
 
     None where it reads safetensors that were not made here. Within the folder's lock. Raises NoRoom, OSError,
-    NotConvertible and ModelError; the quantized file that cannot be written is left out with a warning in the log.
+    NotConvertible and ModelError.
     """
     config = read_json(folder / "config.json")
     found = find_family(config, folder, family)
     if cache := quantized_cache(folder, config, bits, ops) if not adapted else None:
-        load_network(folder, config, found, dtype=dtype, device="cpu", bits=bits, ops=ops)
+        how = {"dtype": dtype, "device": "cpu", "bits": bits, "ops": ops, "progress": progress}
+        load_network(folder, config, found, **how, must_keep=True)
         return cache.path
     if replacement(folder):
         return whole_file(folder)
     files = weight_files(folder)
-    return convert(folder, files) if files[0].suffix == ".bin" else None
+    return convert(folder, files, progress=progress) if files[0].suffix == ".bin" else None
+
+
+def _fill_network(
+    filler: Filler,
+    network: Network,
+    folder: Path,
+    cache: NetworkCache | None,
+    progress: Progress | None,
+    *,
+    must_keep: bool,
+) -> None:
+    """From the original weights, or what they were converted to; keeps what was quantized."""
+    files = cache.files if cache else convert_once(folder, weight_files(folder), CACHED_FROM, progress)
+    with Sources(files) if cache else contextlib.nullcontext() as sources:
+        _fill(filler, files, progress)
+        filler.finish(folder)
+        if must_keep:
+            cache.save(network, filler.prefix, sources)
+        elif cache:
+            _save(cache, network, filler.prefix, sources, folder)
 
 
 def _fill(filler: Filler, files: Sequence[Path], progress: Progress | None) -> None:
@@ -173,11 +180,13 @@ def quantized_cache(folder: Path, config: Mapping[str, Any], bits: int, ops: Ops
     """None where quantizing again takes no time, or the codes lie otherwise: another back end's, an embedding's."""
     if not isinstance(ops, CpuOps) or config.get("quantization_embeddings"):
         return None
+    stored_bits = config.get("quantization_bit")
     if file := kept(folder).get(bits):
-        return NetworkCache(folder, bits, [path for path in file.originals if path.exists()], alone=True)
+        there = [path for path in file.originals if path.exists()]
+        return NetworkCache(folder, bits, there, stored_bits=stored_bits, alone=True)
     files = weight_files(folder)
     large = sum(path.stat().st_size for path in files) >= CACHED_FROM
-    return NetworkCache(folder, bits, files) if large else None
+    return NetworkCache(folder, bits, files, stored_bits=stored_bits) if large else None
 
 
 def _load_cached(cache: NetworkCache, network: Network, ops: CpuOps) -> Mapping[str, torch.Tensor] | None:
@@ -185,21 +194,37 @@ def _load_cached(cache: NetworkCache, network: Network, ops: CpuOps) -> Mapping[
     try:
         return cache.load(network, ops)
     except Unusable as reason:
-        if cache.alone:
+        if not cache.alone:
+            log.warning("%s is %s and is made again", cache.path, reason)
+            return None
+        if isinstance(reason, OfAnotherConfig):
             raise ModelError(
-                f"{cache.path} 不能用（{reason}），而原来的权重已经删掉了：请删掉这个文件再启动，会重新下载"
-                "（自己的模型请把原来的权重放回来）。",
-                f"{cache.path} cannot be used (it is {reason}), and the original weights were deleted: delete this "
-                "file and start again, which downloads them (or put those of your own model back).",
+                f"{cache.path} 和现在的 config.json 不是同一个模型的，而原来的权重已经删掉了："
+                "请把 config.json 改回去。",
+                f"{cache.path} and config.json are not of the same model now, and the original weights were deleted: "
+                "undo what was changed in config.json.",
             ) from reason
-        log.warning("%s is %s and is made again", cache.path, reason)
-        return None
+        raise ModelError(
+            f"{cache.path} 不能用（{reason}），而原来的权重已经删掉了：请删掉这个文件再启动，会重新下载"
+            "（自己的模型请把原来的权重放回来）。",
+            f"{cache.path} cannot be used (it is {reason}), and the original weights were deleted: delete this "
+            "file and start again, which downloads them (or put those of your own model back).",
+        ) from reason
 
 
-def _save(cache: NetworkCache, network: Network, prefix: Mapping[str, torch.Tensor]) -> None:
+def _save(
+    cache: NetworkCache, network: Network, prefix: Mapping[str, torch.Tensor], sources: Sources, folder: Path
+) -> None:
     """A model that cannot be kept is ready all the same; only the next start takes as long as this one."""
     try:
-        cache.save(network, prefix)
+        with folder_lock(folder) as is_ours:
+            if is_ours:
+                cache.save(network, prefix, sources)
+            else:
+                log.info(
+                    "另一个程序正在往 %s 里写，这次不保存量化后的模型。 / Another program is writing into that folder, "
+                    "so the quantized model is not kept this time.", folder,
+                )  # fmt: skip
     except NoRoom as error:
         log.warning(
             "量化后的模型没有保存到 %s：磁盘要 %.1f GB，只剩 %.1f GB；腾出空间后，下次启动就不用再量化。"
@@ -207,8 +232,11 @@ def _save(cache: NetworkCache, network: Network, prefix: Mapping[str, torch.Tens
             "room, and later starts will not quantize again.",
             cache.path, error.needed / 1e9, error.free / 1e9, error.needed / 1e9, error.free / 1e9,
         )  # fmt: skip
-    except OSError as error:
-        log.warning("the quantized model was not kept, so the next start quantizes again: %s", error)
+    except (OSError, NotConvertible) as error:
+        log.warning(
+            "量化后的模型没有保存（%s）；照样能用，只是下次启动还要再量化。 / The quantized model was not kept (%s); "
+            "all works, but the next start quantizes again.", error, error,
+        )  # fmt: skip
 
 
 def _tuned(network: Network, config: Mapping[str, Any], folder: Path) -> Prefix:

@@ -6,12 +6,9 @@ has it. Its metadata say which files it was made of, and hold a sum over each te
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import json
 import os
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,10 +16,10 @@ from typing import Any
 import torch
 import xxhash
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import nn
 
-from server.converted import SPARE_BYTES, VERSION, NoRoom, is_same, quantized_file, sha256, stamp, sync_folder
+from server.converted import VERSION, is_same, quantized_file
+from server.converting import Sources, write
 from server.kernels.cpu_ops import CpuOps
 from server.kernels.cpu_weights import TiledWeight
 from server.quant.linear import QuantLinear
@@ -36,59 +33,40 @@ class Unusable(Exception):
     """The file is not what is needed; says why, as "it is ..."."""
 
 
+class OfAnotherConfig(Unusable):
+    """The file is right, and config.json describes another network."""
+
+    def __init__(self) -> None:
+        super().__init__("of another config.json")
+
+
 class NetworkCache:
     """The file for one model folder and number of bits; ``files`` are the weights that the network is made of.
 
-    Where it is ``alone``, others of them were deleted (see ``server.converted.kept``).
+    ``stored_bits``: config.json's quantization_bit. Of its other fields only those count that decide which tensors
+    there are, and of which shape: the rest may be changed. Where it is ``alone``, others of the files were deleted (see
+    ``server.converted.kept``).
     """
 
-    def __init__(self, folder: Path, bits: int, files: Sequence[Path], *, alone: bool = False):
+    def __init__(
+        self, folder: Path, bits: int, files: Sequence[Path], *, stored_bits: int | None = None, alone: bool = False
+    ):
         self.path = quantized_file(folder, bits)
         self.files = files
         self.alone = alone
-        self._sources = [folder / "config.json", *files]
-        self._hashing: dict[str, Any] = {}
+        self._stored_bits = stored_bits
 
-    @contextlib.contextmanager
-    def hashing(self) -> Iterator[None]:
-        """Read the sources for ``save`` beside whoever reads them too, so that the disk is read once.
-
-        What ends the block early ends this too: a program that gives up does not wait for gigabytes.
-        """
-        pool = ThreadPoolExecutor(1, thread_name_prefix="hash")
-        self._hashing = {path.name: pool.submit(sha256, path) for path in self._sources}
-        try:
-            yield
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-
-    def save(self, network: nn.Module, others: Mapping[str, torch.Tensor]) -> None:
+    def save(self, network: nn.Module, others: Mapping[str, torch.Tensor], sources: Sources) -> None:
         """Write the file, whole or not at all; ``others`` are tensors that are not the network's.
 
-        Within ``hashing``. Takes memory for one tensor. Raises NoRoom, or OSError where the folder cannot be written.
+        As ``converting.write``, which says what it raises.
         """
         tensors, linear = _taken_apart(network)
         tensors |= others
-        needed = sum(tensor.nbytes for tensor in tensors.values()) + SPARE_BYTES
-        self.path.parent.mkdir(exist_ok=True)
-        free = shutil.disk_usage(self.path.parent).free
-        if needed > free:
-            raise NoRoom(needed, free)
-        sources = [{**stamp(path), "sha256": self._hashing[path.name].result()} for path in self._sources]
-        metadata = {"version": VERSION, "linear": linear, "sources": sources, "sums": _sums(tensors)}
-        part = self.path.with_suffix(".part")
-        try:
-            save_file(tensors, part, {name: json.dumps(value) for name, value in metadata.items()})
-            with part.open("rb+") as file:
-                os.fsync(file.fileno())
-            os.replace(part, self.path)
-            sync_folder(self.path.parent)
-        except (OSError, SafetensorError) as error:
-            full = shutil.disk_usage(self.path.parent).free < SPARE_BYTES
-            part.unlink(missing_ok=True)
-            if full or getattr(error, "errno", None) == errno.ENOSPC:
-                raise NoRoom(needed, free) from error
-            raise OSError(str(error)) from error
+        size = sum(tensor.nbytes for tensor in tensors.values())
+        aligned = sorted(tensors.items(), key=lambda item: -item[1].dtype.itemsize)  # all, when the largest come first
+        said = {"linear": linear, "others": [*others], "stored_bits": self._stored_bits}
+        write(self.path, aligned, size, sources, more={name: json.dumps(value) for name, value in said.items()})
 
     def load(self, network: nn.Module, ops: CpuOps) -> Tensors | None:
         """Fill an empty network from the file, which stays mapped; returns the other tensors.
@@ -104,7 +82,7 @@ class NetworkCache:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             problem = self._problem(metadata, tensors)
             if problem is None:
-                return _put_together(network, tensors, metadata["linear"], ops)
+                return self._put_together(network, tensors, metadata, ops)
         except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             problem = f"damaged ({error})"
         raise Unusable(problem)
@@ -113,13 +91,41 @@ class NetworkCache:
         if metadata["version"] != VERSION:
             return "of another version"
         recorded = {source["name"]: source for source in metadata["sources"]}
-        names = {path.name for path in self._sources}
+        names = {path.name for path in self.files}
         if not names <= recorded.keys() or (names != recorded.keys() and not self.alone):
             return "made of other files"
-        for path in self._sources:
+        for path in self.files:
             if not is_same(path, recorded[path.name]):
                 return f"made of another {path.name}"
         return None if _sums(tensors) == metadata["sums"] else "damaged"
+
+    def _put_together(
+        self, network: nn.Module, tensors: Tensors, metadata: Mapping[str, Any], ops: CpuOps
+    ) -> Tensors:
+        """Takes what belongs to the network from ``tensors``; returns the rest. Raises OfAnotherConfig."""
+        tensors, linear = dict(tensors), metadata["linear"]
+        if metadata.get("stored_bits", self._stored_bits) != self._stored_bits:
+            raise OfAnotherConfig
+        wanted = {name: tuple(parameter.shape) for name, parameter in network.named_parameters()}
+        layers = {}
+        for name, entry in linear.items():
+            rows, columns = entry["shape"]
+            if wanted.pop(f"{name}.weight", None) != (rows, columns):
+                raise OfAnotherConfig
+            table = None if entry["table"] is None else torch.tensor(entry["table"], dtype=torch.int8)
+            codes, scales, row_scales = (tensors.pop(f"{name}.weight.{part}", None) for part in _PARTS)
+            weight = TiledWeight(codes, scales, row_scales, table, columns, rows)
+            layers[name] = QuantLinear(weight, network.get_submodule(name).bias, ops)
+        others = {name: tensors.pop(name) for name in metadata.get("others", tensors.keys() - wanted.keys())}
+        if wanted != {name: tuple(tensor.shape) for name, tensor in tensors.items()}:
+            raise OfAnotherConfig
+        # all is there: only now the network is changed
+        for name, layer in layers.items():
+            network.set_submodule(name, layer)
+        for name, tensor in tensors.items():
+            owner, _, attribute = name.rpartition(".")
+            setattr(network.get_submodule(owner), attribute, nn.Parameter(tensor, requires_grad=False))
+        return others
 
 
 def _sums(tensors: Tensors) -> dict[str, str]:
@@ -143,23 +149,3 @@ def _taken_apart(network: nn.Module) -> tuple[Tensors, dict[str, Any]]:
             parts = {f"{name}.weight.{part}": getattr(weight, part) for part in _PARTS}
             tensors |= {part: tensor for part, tensor in parts.items() if tensor is not None}
     return tensors | {name: parameter.data for name, parameter in network.named_parameters()}, linear
-
-
-def _put_together(network: nn.Module, tensors: Tensors, linear: Mapping[str, Any], ops: CpuOps) -> Tensors:
-    """Takes what belongs to the network from ``tensors``; returns the rest."""
-    tensors, layers = dict(tensors), {}
-    for name, entry in linear.items():
-        rows, columns = entry["shape"]
-        table = None if entry["table"] is None else torch.tensor(entry["table"], dtype=torch.int8)
-        codes, scales, row_scales = (tensors.pop(f"{name}.weight.{part}", None) for part in _PARTS)
-        weight = TiledWeight(codes, scales, row_scales, table, columns, rows)
-        layers[name] = QuantLinear(weight, network.get_submodule(name).bias, ops)
-    names = [name for name, _ in network.named_parameters() if name.removesuffix(".weight") not in layers]
-    parameters = {name: nn.Parameter(tensors.pop(name), requires_grad=False) for name in names}
-    # all is there: only now the network is changed
-    for name, layer in layers.items():
-        network.set_submodule(name, layer)
-    for name, parameter in parameters.items():
-        owner, _, attribute = name.rpartition(".")
-        setattr(network.get_submodule(owner), attribute, parameter)
-    return tensors

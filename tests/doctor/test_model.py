@@ -12,9 +12,10 @@ from server.doctor import model as model_module
 from server.doctor.checks import all_checks
 from server.doctor.machine import Machine, Model
 from server.doctor.model import check_model_files, compare, damage
-from server.doctor.result import State
+from server.doctor.result import Check, State
 from server.doctor.running import run_all
 from server.download.folder import missing_files
+from server.profiles import Note
 from tests.conftest import ROOT
 
 DEMO = ROOT / "THUDM" / "demo"
@@ -58,6 +59,7 @@ def test_a_model_that_was_cut_off(folder):
         ("pytorch_model.bin", b"PK\x03\x04" + b"x" * 5000, "cut off"),
         ("pytorch_model.bin", b"\x80\x02pickle", ""),
         ("config.json", b"{", "not valid JSON"),
+        ("tokenizer_config.json", b"[" * 200_000, "not valid JSON"),
         ("tokenizer.model", b"", "empty"),
         ("tokenizer.model", b"x", ""),
     ],
@@ -137,6 +139,27 @@ def test_what_is_no_model_is_the_same_sentence_as_at_the_start(folder):
     (folder / "config.json").write_text(json.dumps({**config, "model_type": "glm4"}))
     (outcome,) = [o for o in run_all(all_checks(Machine(Config(model=str(folder))), None)) if o.check.id == "model"]
     assert outcome.result.state is State.PROBLEM and "none of the supported models" in outcome.result.finding.en
+
+
+def test_a_file_that_may_not_be_read_is_not_called_damaged(folder, monkeypatch):
+    def refuse(self, *args, **options):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(type(folder), "open", refuse)
+    (outcome,) = run_all([Check("model", Note("", ""), lambda: check(folder))])
+    assert outcome.result.state is State.PROBLEM and "delete" not in str(outcome.result.advice)
+    assert "cannot be read (Permission denied)" in outcome.result.finding.en
+
+
+def test_what_is_there_of_a_download_is_not_downloaded_again(tmp_path):
+    folder = tmp_path / "THUDM" / "chatglm2-6b-int4"
+    folder.mkdir(parents=True)
+    with (folder / "pytorch_model.bin.part").open("wb") as part:
+        part.truncate(3_000_000_000)
+    checks = all_checks(Machine(Config("chatglm2-6b-int4"), root=tmp_path), None)
+    disk, model = (o.result for o in run_all([check for check in checks if check.id in ("model", "disk")]))
+    assert disk.facts["model"] == pytest.approx(3_923_712_365 - 3_000_000_000, rel=0.01)
+    assert "about 0.9 GB" in model.advice.en
 
 
 def test_a_generation_that_is_guessed(folder, monkeypatch):

@@ -10,7 +10,8 @@ import threading
 
 import pytest
 
-from server.doctor import network, port
+from server import running
+from server.doctor import network
 from server.doctor.network import Proxies, find_addresses, judge_lan, judge_proxies, read_proxies
 from server.doctor.port import Port, judge_port, look_at_port, parse_netstat, parse_tasklist
 from server.doctor.result import State
@@ -42,6 +43,9 @@ def test_our_own_server_is_known():
             result = judge_port(found)
             assert result.state is State.OK and "this program is running" in result.finding.en
     assert f"open http://{HERE}:{number}" in judge_port(Port("0.0.0.0", number, True, True)).advice.en
+    for host in ("::", "::1"):
+        result = judge_port(Port(host, number, True, True))
+        assert f"open http://[::1]:{number};" in result.advice.en and f"[{host}]:{number}" in result.finding.en
 
 
 def test_somebody_elses_server_is_named():
@@ -62,7 +66,7 @@ def test_somebody_elses_server_is_named():
 
 
 def test_one_that_is_silent_may_be_loading_a_model(monkeypatch):
-    monkeypatch.setattr(port, "_SECONDS", 0.3)
+    monkeypatch.setattr(running, "_SECONDS", 0.3)
     with socket.create_server((HERE, 0)) as silent:
         result = judge_port(look_at_port(HERE, silent.getsockname()[1]))
     assert result.state is State.WARNING and "loading its model" in result.advice.en
@@ -211,6 +215,34 @@ def test_local_network(host, system, said, hint):
     result = judge_lan(["192.168.1.5", "10.0.0.2"], host, 6000, system)
     assert result.state is State.OK and said in result.finding.en and hint in result.advice.en
     assert hint in result.advice.zh
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [("0.0.0.0", "http://192.168.1.5:6000 "), ("::", "http://192.168.1.5:6000 "), ("10.0.0.2", "http://10.0.0.2:6000 "),
+     ("fd00::2", "http://[fd00::2]:6000 ")],
+)  # fmt: skip
+def test_the_address_that_others_open(host, url):
+    assert url in judge_lan(["192.168.1.5", "10.0.0.2"], host, 6000).finding.en
+    assert "http://192.168.1.5," in judge_lan(["192.168.1.5"], HERE, 0).advice.en
+
+
+def test_a_host_that_can_be_none():
+    result = judge_port(look_at_port("a" * 70 + ".b", 5178))
+    assert result.state is State.PROBLEM and "--host" in result.advice.en
+
+
+@pytest.mark.parametrize("url", ["me:geheim@127.0.0.1:{}", "http://me:ge@he/im@127.0.0.1:{}"])
+def test_passwords_are_not_shown(proxies, url):
+    found = proxies(HTTP_PROXY=url.format(free_port()))
+    assert "ge" not in repr(found) and found.dead
+
+
+def test_a_proxy_of_several_protocols_is_asked_once(proxies, monkeypatch):
+    asked = []
+    monkeypatch.setattr(network, "_answers", asked.append)
+    proxies(HTTP_PROXY="http://h:1", HTTPS_PROXY="http://h:1", ALL_PROXY="http://h:1")
+    assert asked == ["http://h:1"]
 
 
 def test_no_network():

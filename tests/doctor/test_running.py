@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -54,6 +55,13 @@ def test_outcomes_come_in_order_whatever_happens_to_one():
     assert exited.state is State.PROBLEM and "SystemExit" in exited.finding.en
     assert sentence.finding == Note("缺文件。", "A file is missing.")
     assert fine is FINE
+
+
+def test_a_file_that_cannot_be_read_is_named():
+    (outcome,) = run_all([check("x", Path("/no/such/文件").read_bytes)])
+    assert outcome.result.state is State.PROBLEM and "report" not in outcome.result.advice.en
+    assert outcome.result.finding == Note("读不了 /no/such/文件（No such file or directory）",
+                                          "/no/such/文件 cannot be read (No such file or directory)")  # fmt: skip
 
 
 def test_checks_run_beside_each_other():
@@ -114,6 +122,13 @@ def test_what_raises_in_a_child_is_told(fake_module):
 def test_what_a_module_prints_does_not_disturb(fake_module):
     fake_module("torch", "import sys; print('hello'); print('{', file=sys.stderr); raise ImportError('no')")
     assert ask("torch", 20)["error"] == "ImportError: no"
+
+
+def test_what_happens_after_the_look_is_of_no_interest(fake_module):
+    """Torn down, PyTorch may print, crash or hang."""
+    code = "import atexit, os, threading, time; atexit.register(lambda: os._exit(3)); atexit.register(print, '{}'); "
+    fake_module("torch", code + "threading.Thread(target=time.sleep, args=(99,)).start(); raise ImportError('so')")
+    assert ask("torch", 20)["error"] == "ImportError: so"
 
 
 @posix

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -212,6 +213,18 @@ def test_the_real_manifest_knows_the_real_tokenizers(model, place, monkeypatch):
     monkeypatch.setattr(manifest, "MANIFEST", ROOT / "server" / "download" / "manifest.json")
     known, content = manifest.known_files(model)[path.name], path.read_bytes()
     assert known == (len(content), sha256(content))
+
+
+def test_the_real_manifest_leaves_no_fact_out():
+    path = REPOSITORY_ROOT.parent / "shared" / "users.md"
+    if not path.is_file():
+        pytest.skip(f"no {path}")
+    text = path.read_text(encoding="utf-8")
+    models = json.loads((ROOT / "server" / "download" / "manifest.json").read_text(encoding="utf-8")).values()
+    known = [file for files in models for file in files.values()]
+    hashes, sizes = re.findall(r"\b[0-9a-f]{64}\b", text), re.findall(r"\(([\d,]{9,}) B\)", text)
+    assert hashes and {*hashes} <= {file["sha256"] for file in known}
+    assert sizes and {int(size.replace(",", "")) for size in sizes} <= {file["size"] for file in known}
 
 
 def test_a_part_is_the_beginning_of_a_download(program):

@@ -86,6 +86,17 @@ def test_failures_are_one_sentence_in_both_languages(program):
     assert err.startswith(f"chatglm2-6b 下载不了。{NOWHERE} 连不上或连接断了。请")
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows says it differently")
+def test_a_reader_that_leaves_is_no_disk_that_fails(servers, program):
+    (hub,) = servers(1)
+    reader, writer = os.pipe()
+    os.close(reader)
+    process = start(program, NAME, "--source", hub.url, stdout=writer)
+    os.close(writer)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (1, "")
+
+
 # --verify
 
 
@@ -202,6 +213,17 @@ def test_the_sentence_model(servers, program):
     code, out, _ = run(program, "text2vec-large-chinese", "--source", hub.url)
     assert code == 0 and "--embedding-model text2vec-large-chinese." in out
     assert contents(program / "THUDM" / "text2vec-large-chinese") == model
+
+
+def test_a_source_that_never_had_the_model_is_not_asked(program):
+    source = f"modelscope={NOWHERE}"
+    code, _, err = run(program, "text2vec-large-chinese", "--source", source, "--language", "zh")
+    assert (code, err.count("\n")) == (2, 1)
+    assert err.startswith(f"{NOWHERE} 上没有 GanymedeNil/text2vec-large-chinese：请换一个 --source，")
+    fill(program / "THUDM" / "text2vec-large-chinese", {"config.json": b"{}", "vocab.txt": b"a\n" * 1000,
+                                                       "pytorch_model.bin": b"w" * 5000})  # fmt: skip
+    code, out, _ = run(program, "text2vec-large-chinese", "--source", source, "--verify")
+    assert code == 0 and "pytorch_model.bin  no checksum to compare with" in out
 
 
 # proxies

@@ -1,16 +1,21 @@
 """Which sources are asked, and in which order."""
 
+import contextlib
 import socket
+import threading
 import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 from server.config import parse
+from server.download import web
 from server.download.folder import CHAT
 from server.download.sources import HF_MIRROR, HUGGING_FACE, MODELSCOPE, SOURCES, Hub, ModelScope, choose_sources, title
 from server.errors import StartupError
 from server.option_types import SOURCE_NAMES
-from tests.download.conftest import MODEL, NAME, NOWHERE, ON_MODELSCOPE, REPOSITORY, contents, folder_of, get
+from tests.download.conftest import MODEL, NAME, NOWHERE, ON_MODELSCOPE, REPOSITORY, SECOND, contents, folder_of, get
 
 
 def test_the_fastest_source_gives_everything(servers, program, capsys):
@@ -68,6 +73,53 @@ def test_a_source_that_never_answers_does_not_keep_anybody(servers, program, cap
     assert url in capsys.readouterr().out
 
 
+def test_a_source_that_is_too_slow_to_be_waited_for_still_helps(servers, program, monkeypatch, capsys):
+    stalls, slow = servers(2)
+    slow.rate = 1.5e6
+    monkeypatch.setattr(web, "PATIENCE", web.PATIENCE._replace(grace=0.3, probe=5))
+    stalls.stall[SECOND] = 2_200_000
+    assert contents(get(program, stalls.url, slow.url)) == MODEL
+    said = capsys.readouterr().out
+    assert f"MB/s), {slow.url} to" in said and f"going on at 2.2 MB from {slow.url}" in said
+
+
+@pytest.fixture
+def dripping() -> Iterator[str]:
+    """Address of a site whose answers never end, and never pause long enough to be given up."""
+    stop = threading.Event()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                while not stop.wait(0.1):
+                    self.wfile.write(b" ")
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        stop.set()
+        server.shutdown()
+        thread.join()
+
+
+def test_an_answer_that_never_ends(dripping, servers, program, capsys, monkeypatch):
+    (hub,) = servers(1)
+    monkeypatch.setattr(web, "PATIENCE", web.PATIENCE._replace(grace=0.5))
+    began = time.monotonic()
+    assert contents(get(program, f"modelscope={dripping}", hub.url)) == MODEL
+    assert time.monotonic() - began < 6
+    assert f"{dripping}: no answer" in capsys.readouterr().out
+    monkeypatch.setattr(web, "PATIENCE", web.PATIENCE._replace(longest=0.3))
+    with pytest.raises(StartupError, match=r"Could not download .*: no answer"):
+        get(program / "again", f"modelscope={dripping}")
+
+
 def test_a_source_that_ignores_ranges_comes_last(servers, program):
     first, second = servers(2)
     first.ignores_range = True
@@ -95,7 +147,7 @@ def test_what_is_asked_where_nothing_is_said():
     assert [source.names(names) for source in choose_sources(None, None)] == [
         ("ZhipuAI/chatglm2-6b",), *[("THUDM/chatglm2-6b", "zai-org/chatglm2-6b")] * 2
     ]
-    assert CHAT.repositories["chatglm-6b-int4"].modelscope == ("ZhipuAI/chatglm-6b-int4", "ZhipuAI/ChatGLM-6B-Int4")
+    assert CHAT.repositories["chatglm-6b-int4"].modelscope == ("ZhipuAI/ChatGLM-6B-Int4",)
 
 
 @pytest.mark.parametrize(
@@ -133,6 +185,13 @@ def test_the_token_goes_to_whom_the_user_named_alone(servers, program, monkeypat
     assert contents(get(program, named.url)) == MODEL
     assert all(headers.get("authorization") == "Bearer hf_secret" for headers in lowered(named))
     assert lowered(elsewhere) and not any("authorization" in headers for headers in lowered(elsewhere))
+
+
+def test_a_token_that_cannot_be_sent(servers, program, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_令牌")
+    (hub,) = servers(1)
+    with pytest.raises(StartupError, match=r"the token has characters .* Set the environment variable HF_TOKEN to a"):
+        get(program, hub.url)
 
 
 def test_a_mirror_that_nobody_named_gets_no_token(servers, program, monkeypatch):

@@ -1,6 +1,7 @@
 """Stopping a download and seeing how far it is: kill -9, Ctrl+C at any moment, lines and bars."""
 
 import os
+import random
 import re
 import signal
 import socket
@@ -11,7 +12,7 @@ import time
 import pytest
 
 from server.download import interrupts, progress
-from tests.download.conftest import MODEL, NAME, SECOND, SHARDS, contents, folder_of, get
+from tests.download.conftest import MODEL, NAME, SECOND, SHARDS, contents, folder_of, get, publish
 from tests.download.test_command import run, start
 
 
@@ -41,6 +42,33 @@ def test_after_kill_9_another_source_goes_on(servers, program):
     assert "1 files, 1.3 MB to go" in out and "checking the 2.2 MB that are there" in out
 
 
+def test_kill_9_at_any_moment(servers, program):
+    """No file has a name that it does not deserve, and no byte that was written is asked for again."""
+    (hub,) = servers(1)
+    hub.rate = 5e6
+    publish(program, SHARDS)
+    kills, moments = int(os.environ.get("KILLS", "3")), random.Random(9)
+    for _ in range(kills):
+        sizes = {path.name: path.stat().st_size for path in folder_of(program).glob("*.bin.part")}
+        before = len(hub.requests)
+        process = start(program, NAME, "--source", hub.url)
+        end = time.monotonic() + 20
+        while len(hub.requests) == before and process.poll() is None:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        time.sleep(moments.uniform(0, 2.5 / kills))
+        process.kill()
+        process.communicate()
+        for name, content in contents(folder_of(program)).items() if folder_of(program).exists() else ():
+            whole = MODEL[name.removesuffix(".part")]
+            assert whole.startswith(content) if name.endswith(".part") else content == whole, name
+        for name, asked in [(path.rpartition("/")[2], asked) for _, path, asked in hub.requests[before:]]:
+            if size := sizes.get(f"{name}.part"):
+                assert asked == f"bytes={size}-"
+    code, _, err = run(program, NAME, "--source", hub.url)
+    assert code == 0 and contents(folder_of(program)) == MODEL, err
+
+
 @pytest.mark.skipif(os.name == "nt", reason="sends SIGINT to one process, which Windows cannot")
 def test_ctrl_c_in_a_download(servers, program):
     (hub,) = servers(1)
@@ -53,6 +81,9 @@ def test_ctrl_c_in_a_download(servers, program):
     assert process.returncode == 130 and time.monotonic() - began < 4
     there = f"all that was downloaded stays in {folder_of(program)} (a file under way ends in .part)"
     assert err == f"Download interrupted: {there}, the next time it goes on from there.\n"
+    left = contents(folder_of(program))
+    assert SHARDS[SECOND].startswith(left.pop(f"{SECOND}.part"))
+    assert left == {name: MODEL[name] for name in MODEL if name != SECOND}
 
 
 @pytest.mark.skipif(os.name == "nt", reason="sends SIGINT to one process, which Windows cannot")
@@ -112,15 +143,16 @@ def test_lines_where_there_is_no_bar(servers, program, monkeypatch, capsys):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs a pseudo terminal")
-def test_a_bar_in_a_terminal(servers, program):
+@pytest.mark.parametrize("columns", [80, 50])
+def test_a_bar_in_a_terminal(columns, servers, program):
     import fcntl
     import pty
     import termios
 
     (hub,) = servers(1)
-    hub.rate = 4e6
+    hub.rate = 8e6
     reader, writer = pty.openpty()
-    fcntl.ioctl(writer, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))
+    fcntl.ioctl(writer, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     with start(program, NAME, "--source", hub.url, stderr=writer) as process:
         os.close(writer)
         shown = b""
@@ -134,6 +166,7 @@ def test_a_bar_in_a_terminal(servers, program):
             shown += piece
         assert process.wait(timeout=30) == 0
     os.close(reader)
-    assert re.search(rf"\(5/5\) {SECOND}.*%\|.*\d.*M/6\.\d+M .*<00:0\d, .*MB/s", shown.decode())
+    bars = re.findall(r"\d%\|[^\r\n]*M/6\.\d+M \[00:0\d<00:0\d, [^\r\n]*MB/s\]", shown.decode())
+    assert bars and max(map(len, bars)) < columns
 
 

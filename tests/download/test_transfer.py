@@ -1,7 +1,5 @@
 """Files from servers that stall, break off, lie and refuse: what arrives in the end is right, or is not there."""
 
-import os
-import sys
 import time
 from email.utils import formatdate
 
@@ -18,7 +16,6 @@ from tests.download.conftest import (
     fill,
     folder_of,
     get,
-    publish,
 )
 
 SIZE = len(SHARDS[SECOND])
@@ -31,9 +28,6 @@ def failure(program, *sources: str) -> str:
         get(program, *sources)
     assert not (folder_of(program) / SECOND).exists()  # nothing bears a name that it does not deserve
     return caught.value.en
-
-
-# changing the source
 
 
 def test_a_stall_in_the_middle_of_a_file_goes_on_elsewhere_at_the_same_byte(servers, program, capsys):
@@ -61,12 +55,35 @@ def test_one_file_that_is_refused_comes_from_another_source(servers, program):
         assert FIRST in good.fetched() and SECOND not in good.fetched(), status
 
 
+def test_a_version_that_nobody_gives_makes_way_for_another(servers, program):
+    refuses, good = servers(2)
+    refuses.repositories = {REPOSITORY: {**MODEL, FIRST: SHARDS[SECOND][:1_000_000]}}
+    refuses.statuses[FIRST] = [403] * 9
+    assert contents(get(program, refuses.url, good.url)) == MODEL
+    assert SECOND not in good.fetched()
+
+
 def test_a_source_that_asks_for_a_pause_is_not_waited_for(servers, program):
     busy, good = servers(2)
     busy.statuses[FIRST], busy.retry_after = [429] * 9, "2"
     began = time.monotonic()
     assert contents(get(program, busy.url, good.url)) == MODEL
     assert time.monotonic() - began < 2 + 1 and FIRST in good.fetched()
+
+
+def test_of_two_sources_that_ask_for_a_pause_the_shorter_one_is_taken(servers, program):
+    busy, good = servers(2)
+    busy.statuses[FIRST], busy.retry_after = [429] * 9, "2"
+    good.statuses[FIRST] = [503]
+    assert contents(get(program, busy.url, good.url)) == MODEL
+    assert busy.fetched().count(FIRST) == 1
+
+
+def test_a_source_that_failed_comes_behind_the_others(servers, program):
+    fails, good = servers(2)
+    fails.statuses[FIRST], fails.retry_after = [503] * 9, "0"
+    assert contents(get(program, fails.url, good.url)) == MODEL
+    assert fails.fetched().count(FIRST) == 1 and SECOND in fails.fetched()
 
 
 @pytest.mark.parametrize("fault", ["cut", "reset", "stall"])
@@ -127,10 +144,12 @@ def test_a_pause_that_is_too_long_is_not_taken(servers, program):
     assert "is busy or broken (429)" in failure(program, hub.url)
 
 
-def test_a_listing_is_asked_for_again_too(servers, program):
+@pytest.mark.parametrize(("site", "listing"), [("", f"/models/{REPOSITORY}"), ("modelscope=", "/repo/files")])
+def test_a_listing_is_asked_for_again_too(site, listing, servers, program):
     (hub,) = servers(1)
-    hub.statuses["/repo/files"], hub.retry_after = [429, 503], "0"
-    assert contents(get(program, f"modelscope={hub.url}")) == MODEL
+    hub.statuses[listing] = [429, 503]
+    assert contents(get(program, f"{site}{hub.url}")) == MODEL
+    assert not hub.statuses[listing]
 
 
 # lies
@@ -170,6 +189,20 @@ def test_wrong_bytes_in_a_piece_of_a_file(servers, program):
     assert contents(get(program, bad.url, good.url)) == MODEL
 
 
+def test_sources_that_take_turns_until_the_hash_is_wrong(servers, program):
+    """Then each of them has to give the whole alone, so that it is known who gives wrong bytes."""
+
+    class Always(dict):
+        def pop(self, name):
+            return self[name]
+
+    bad, good = servers(2)
+    bad.cut = good.cut = Always({SECOND: 1_100_000})
+    bad.wrong[SECOND] = b"\0" * 10 + SHARDS[SECOND][10:]
+    assert contents(get(program, bad.url, good.url)) == MODEL
+    assert good.ranges(SECOND)[-4:] == ["", "bytes=1100000-", "bytes=2200000-", "bytes=3300000-"]
+
+
 def test_what_an_earlier_run_left_may_be_wrong(servers, program):
     (hub,) = servers(1)
     fill(folder_of(program), {f"{SECOND}.part": DAMAGED[:500_000]})
@@ -177,11 +210,13 @@ def test_what_an_earlier_run_left_may_be_wrong(servers, program):
     assert hub.ranges(SECOND) == ["bytes=500000-", ""]
 
 
-def test_a_part_that_is_too_long(servers, program):
+def test_a_part_that_is_too_long(servers, program, capsys):
     (hub,) = servers(1)
     fill(folder_of(program), {f"{SECOND}.part": SHARDS[SECOND] + b"more"})
     assert contents(get(program, hub.url)) == MODEL
     assert hub.ranges(SECOND) == [""]
+    said = capsys.readouterr().out
+    assert "5 files, 6.6 MB to go" in said and "checking" not in said and "checksum" not in said
 
 
 def test_a_part_that_has_everything(servers, program):
@@ -211,74 +246,3 @@ def test_compressed_answers_are_refused(servers, program):
     (hub,) = servers(1)
     hub.compresses = True
     assert "does not give the file as it is (compressed)" in failure(program, hub.url)
-
-
-# what is known of the files
-
-
-def test_the_published_hash_decides_who_is_asked(servers, program):
-    other, good = servers(2)
-    publish(program, {SECOND: SHARDS[SECOND]})
-    other.repositories = {REPOSITORY: {**MODEL, SECOND: DAMAGED}}
-    assert contents(get(program, other.url, good.url)) == MODEL
-    assert SECOND not in other.fetched()
-
-
-def test_a_published_file_that_nobody_has(servers, program):
-    (hub,) = servers(1)
-    publish(program, {SECOND: DAMAGED})
-    assert f"No source has {SECOND} as it was published" in failure(program, hub.url)
-    publish(program, {SECOND: SHARDS[SECOND][:-1]})
-    assert f"No source has {SECOND} as it was published" in failure(program, hub.url)
-    publish(program, {SECOND: DAMAGED}, sized=False)
-    hub.unhashed = True
-    assert "has a file with other contents" in failure(program, hub.url)
-
-
-def test_the_published_hash_is_checked_where_the_listing_has_none(servers, program):
-    bad, good = servers(2)
-    publish(program, {SECOND: SHARDS[SECOND]}, sized=False)
-    bad.unhashed, bad.wrong[SECOND] = True, DAMAGED
-    assert contents(get(program, bad.url, good.url)) == MODEL
-
-
-def test_without_a_hash_no_file_is_made_of_two(servers, program):
-    fails, good = servers(2)
-    for hub in (fails, good):
-        hub.unhashed = True
-    good.wrong[SECOND] = b"x" * SIZE  # another version, as large by chance
-    fails.cut[SECOND] = LATE
-    serve_once(fails)
-    fill(folder_of(program), {f"{FIRST}.part": b"?" * 1000})  # nobody could tell whether it belongs here
-    there = contents(get(program, fails.url, good.url))
-    assert there[FIRST] == SHARDS[FIRST] and there[SECOND] == b"x" * SIZE
-
-
-# the disk
-
-
-def test_a_disk_that_is_full(servers, program, monkeypatch):
-    monkeypatch.setattr("server.download.fetch.disk_free", lambda path: 205_000_000)
-    (hub,) = servers(1)
-    said = failure(program, hub.url)
-    assert "206.6 MB are needed, 205.0 MB are free" in said and not hub.fetched()
-    fill(folder_of(program), {f"{SECOND}.part": SHARDS[SECOND][:3_000_000]})  # what is there need not be counted
-    assert contents(get(program, hub.url)) == MODEL
-
-
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
-def test_a_disk_that_becomes_full(servers, program):
-    (hub,) = servers(1)
-    fill(folder_of(program), {})
-    (folder_of(program) / f"{SECOND}.part").symlink_to("/dev/full")
-    said = failure(program, hub.url)
-    assert "The disk with" in said and "is full" in said and (folder_of(program) / FIRST).exists()
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows says it differently")
-def test_a_folder_that_cannot_be_written(servers, program):
-    (hub,) = servers(1)
-    (program / "THUDM").write_text("a file")
-    said = failure(program, hub.url)
-    assert f"Cannot write to {folder_of(program)}" in said
-    assert not hub.fetched()

@@ -5,12 +5,11 @@ import json
 import pytest
 
 from server.api import openapi
-from server.api.docs import FILES, VENDOR
+from server.api.docs import FILES
 from server.api.webui import FOLDER
 from tests.fake_engine import FakeEngine
 from tests.functional import live
 from tests.functional.browser import Browser
-from tools import vendor_web
 
 
 @pytest.fixture
@@ -55,13 +54,6 @@ def test_files_of_the_page(port, name, content_type):
     assert content == (FOLDER / FILES[name][0]).read_bytes()
     known = {"If-None-Match": headers["ETag"]}
     assert live.request(port, "GET", f"/docs/{name}", headers=known)[::2] == (304, b"")
-
-
-def test_vendored_code_is_of_the_pinned_version():
-    folder = FOLDER / VENDOR
-    assert {path.name for path in folder.iterdir()} == set(vendor_web.FILES)
-    bundle = (folder / "swagger-ui-bundle.js").read_text(encoding="utf-8")
-    assert f'PACKAGE_VERSION:"{vendor_web.VERSION}"' in bundle
 
 
 def test_no_other_files_are_served(port):

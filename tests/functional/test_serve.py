@@ -211,6 +211,7 @@ def test_second_start_shows_the_page_of_the_first(tmp_path):
         said = f"runs already, opening its page: http://127.0.0.1:{first.port}"
         assert second.returncode == 0 and said in second.stdout
         assert (tmp_path / "opened").read_text() == f"http://127.0.0.1:{first.port}\n"
+        assert find_server("0.0.0.0", first.port) == f"http://127.0.0.1:{first.port}"
         third = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
         assert third.returncode == 2 and "may be running" in third.stderr
 

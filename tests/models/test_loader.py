@@ -407,6 +407,22 @@ def write_adapter(folder, shapes, rank=16):
     return folder
 
 
+LOAD = """
+import sys, torch
+from server.kernels.torch_ops import TorchOps
+from server.models.loader import load_model
+load_model(sys.argv[1], dtype=torch.float32, device="cpu", ops=TorchOps())
+print("torch._dynamo" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize("name", ["small-chatglm", "small-chatglm2-int4"])
+def test_a_start_does_not_import_the_compiler_of_torch(tmp_path, name):
+    """That takes seconds, and the memory of hundreds of modules."""
+    command = [sys.executable, "-c", LOAD, str(complete_folder(name, tmp_path))]
+    assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout == "False\n"
+
+
 LOAD_AND_MEASURE = """
 import resource, sys, torch
 from pathlib import Path

@@ -1,20 +1,23 @@
 """The quantized network beside its model: made once, mapped later, made again when it is wrong, never in the way."""
 
+import errno
 import json
 import os
 import shutil
-import threading
+import subprocess
 
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from server import converted, converting
+from server.errors import ModelError
+from server.file_lock import folder_lock
 from server.kernels.build import NoKernels, available
 from server.models import loader
 from server.models.base import Context, ForwardBatch, Segment
 from server.models.loader import load_model
-from server.quant import cache
 from tests.conftest import ROOT
 from tests.models.reference import OWN, complete_folder
 
@@ -68,7 +71,7 @@ def no_filling(monkeypatch):
 @pytest.mark.parametrize("bits", [4, 8])
 def test_second_start_reads_the_file_alone_and_computes_the_same(demo, ops, bits, monkeypatch):
     first = logits(demo, ops, bits)
-    assert cached(demo, bits).is_file() and not list(demo.glob("**/*.part"))
+    assert cached(demo, bits).is_file() and not list(demo.glob("**/.converting"))
     no_filling(monkeypatch)
     assert torch.equal(logits(demo, ops, bits), first)
 
@@ -101,24 +104,62 @@ def test_a_file_that_lacks_a_tensor_leaves_the_network_empty(demo, ops, caplog):
     assert "made again" in caplog.text and "unknown tensors" not in caplog.text
 
 
-def test_what_fails_while_it_is_read_does_not_go_on_hashing(tmp_path, monkeypatch):
-    gate, paths = threading.Event(), [tmp_path / f"model-{i}" for i in range(5)]
-    monkeypatch.setattr(cache, "sha256", lambda path: gate.wait(30))
-    kept = cache.NetworkCache(tmp_path, 4, paths)
-    try:
-        with pytest.raises(KeyboardInterrupt), kept.hashing():
-            raise KeyboardInterrupt
-        assert all(kept._hashing[path.name].cancelled() for path in paths[1:])
-    finally:
-        gate.set()
-
-
-def test_a_copied_folder_needs_no_quantizing(demo, ops, tmp_path, monkeypatch):
+def test_a_copied_folder_needs_no_quantizing_and_is_hashed_once(demo, ops, tmp_path, monkeypatch):
     first = logits(demo, ops)
     other = shutil.copytree(demo, tmp_path / "copy", copy_function=shutil.copyfile)
-    os.utime(other / "model.safetensors")
     no_filling(monkeypatch)
     assert torch.equal(logits(other, ops), first)
+    monkeypatch.setattr(converted, "sha256", lambda path: pytest.fail(f"hashed {path} again"))
+    assert torch.equal(logits(other, ops), first)
+
+
+def test_another_program_that_writes_is_not_disturbed(demo, ops, caplog):
+    caplog.set_level("INFO")
+    with folder_lock(demo):
+        first = logits(demo, ops)
+    assert "另一个程序" in caplog.text and "Another program" in caplog.text and not (demo / "quantized").exists()
+    assert torch.equal(logits(demo, ops), first) and cached(demo).exists()
+
+
+# config.json: what it says of the weights counts, the rest is the user's to change
+
+
+def edit(folder, **fields):
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), **fields}), "utf-8")
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_config_may_be_edited(demo, ops, monkeypatch, alone):
+    logits(demo, ops)
+    if alone:
+        (demo / "model.safetensors").unlink()
+    no_filling(monkeypatch)
+    edit(demo, layernorm_epsilon=0.1, seq_length=123, eos_token_id=7)
+    changed = logits(demo, ops)
+    edit(demo, layernorm_epsilon=1e-5)
+    assert not torch.equal(logits(demo, ops), changed)
+
+
+@pytest.mark.parametrize("fields", [{"num_layers": 1}, {"ffn_hidden_size": 64}, {"padded_vocab_size": 3000},
+                                    {"quantization_bit": 4}, {"add_qkv_bias": False}], ids=str)  # fmt: skip
+def test_a_config_of_another_network_is_refused_before_anything_is_filled(demo, ops, fields):
+    first = logits(demo, ops)
+    (demo / "model.safetensors").unlink()
+    before = (demo / "config.json").read_text("utf-8")
+    edit(demo, **fields)
+    with pytest.raises(ModelError, match="undo what was changed in config") as refused:
+        logits(demo, ops)
+    assert "把 config.json 改回去" in refused.value.zh and cached(demo).exists()
+    (demo / "config.json").write_text(before, "utf-8")
+    assert torch.equal(logits(demo, ops), first)
+
+
+def test_a_changed_number_of_bits_is_quantized_again(demo, ops, caplog):
+    logits(demo, ops)
+    edit(demo, quantization_bit=4)
+    logits(demo, ops)
+    assert "of another config.json and is made again" in caplog.text
 
 
 def test_a_changed_source_is_noticed(demo, ops, caplog):
@@ -140,9 +181,10 @@ def test_damage_is_noticed_and_made_good(demo, ops, kind, caplog):
     if kind == "bit":
         content[len(content) // 2] ^= 4
     elif kind == "version":
-        content = content.replace(b'"version":"\\"1\\""', b'"version":"\\"0\\""')
+        content = content.replace(b'"version": "\\"1\\""', b'"version": "\\"0\\""')
     else:
         content = {"truncated": content[:-100], "empty": b"", "text": b"<html>" * 100}[kind]
+    assert content != path.read_bytes()
     path.write_bytes(content)
     assert torch.equal(logits(demo, ops), first)
     assert "is made again" in caplog.text
@@ -153,28 +195,47 @@ def test_damage_is_noticed_and_made_good(demo, ops, kind, caplog):
 def test_a_full_disk_leaves_the_old_file_and_a_sentence(demo, ops, monkeypatch, caplog):
     logits(demo, ops)
     before = cached(demo).read_bytes()
-    os.utime(demo / "model.safetensors")
-    (demo / "config.json").write_text((demo / "config.json").read_text("utf-8") + "\n", "utf-8")
+    edit(demo, quantization_bit=4)
     usage = shutil.disk_usage(demo)
-    monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: usage._replace(free=10**6))
+    monkeypatch.setattr(converting.shutil, "disk_usage", lambda path: usage._replace(free=10**6))
     assert logits(demo, ops).isfinite().all()
     assert "磁盘要" in caplog.text and "make room" in caplog.text
-    assert cached(demo).read_bytes() == before and not list(demo.glob("**/*.part"))
+    assert cached(demo).read_bytes() == before and not (demo / "quantized" / ".converting").exists()
 
 
-def test_a_folder_that_cannot_be_written_is_used_all_the_same(demo, ops, monkeypatch, caplog):
-    (demo / "quantized").write_text("a file in the place of the folder")
-    assert logits(demo, ops).isfinite().all()
-    assert "was not kept" in caplog.text
+@pytest.fixture
+def on_small_disk(small_disk, demo):
+    return shutil.copytree(demo, small_disk / "demo")
+
+
+def test_a_disk_that_fills_up_while_it_is_written(on_small_disk, ops, monkeypatch, caplog):
+    (on_small_disk.parent / "others").write_bytes(bytes(6 * 10**6))
+    usage = shutil.disk_usage(on_small_disk)
+    monkeypatch.setattr(converting.shutil, "disk_usage", lambda path: usage._replace(free=10**12))
+    assert logits(on_small_disk, ops).isfinite().all()
+    assert "make room" in caplog.text and not [*(on_small_disk / "quantized").iterdir()]
+
+
+def test_a_folder_that_cannot_be_written_is_used_all_the_same(on_small_disk, ops, caplog):
+    subprocess.run(["mount", "-o", "remount,ro", str(on_small_disk.parent)], check=True)
+    assert logits(on_small_disk, ops).isfinite().all()
+    assert "照样能用" in caplog.text and os.strerror(errno.EROFS) in caplog.text
 
 
 def test_what_the_file_says_of_itself(demo, ops):
     logits(demo, ops)
     with safe_open(cached(demo), "pt") as file:
         said = {name: json.loads(value) for name, value in file.metadata().items()}
-    assert said["version"] == cache.VERSION
-    assert {source["name"] for source in said["sources"]} == {"config.json", "model.safetensors"}
+    assert said["version"] == converted.VERSION
+    assert {source["name"] for source in said["sources"]} == {"model.safetensors"}
     assert all(len(source["sha256"]) == 64 for source in said["sources"])
+    header = json.loads(cached(demo).read_bytes()[8 : 2**20])
+    places = [entry["data_offsets"][0] for name, entry in header.items() if name != "__metadata__"]
+    with safe_open(cached(demo), "pt") as file:
+        sizes = {name: file.get_tensor(name).itemsize for name in file.keys()}  # noqa: SIM118
+    assert len(set(sizes.values())) > 1 and places == sorted(places), "not in the order of the file"
+    in_order = [sizes[name] for name in header if name != "__metadata__"]
+    assert in_order == sorted(in_order, reverse=True), "a tensor may begin where its numbers cannot"
 
 
 def test_an_adapter_is_merged_into_the_original_weights(tmp_path, ops):

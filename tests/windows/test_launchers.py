@@ -1,14 +1,17 @@
 """The launchers as users start them: everywhere, in whatever state their machine is."""
 
+import json
 import re
+import shutil
 import socket
 import time
+import zipfile
 
 import pytest
 
 from server.kernels.build import VARIANTS
 from tests.conftest import ROOT
-from tests.windows.bundle import Running, kept_window
+from tests.windows.bundle import Bundle, Running, kept_window
 from tests.windows.conftest import free_port
 
 SMALL = "start_small_vram.bat"
@@ -122,6 +125,20 @@ def test_failures_keep_the_window_and_give_the_exit_code(bundle, arguments, said
     assert unattended.returncode == 2 and not kept_window(unattended.stdout)
 
 
+@pytest.mark.parametrize("bat", ["start_small_vram.bat", "setup_offline.bat", "诊断.bat"])
+def test_a_launcher_without_the_program_says_so(bundle, bat):
+    """What Explorer does when it is started within the zip, and what people do who copy it to their desktop."""
+    alone = Bundle(bundle.rig, bundle.rig.lab / "Temp1 (alone)")
+    shutil.rmtree(alone.root, ignore_errors=True)
+    alone.root.mkdir()
+    shutil.copy(bundle.root / bat, alone.root)
+    before = {path.name for path in bundle.rig.system32.iterdir()}
+    done = alone.run(bat)
+    assert done.returncode == 1 and "Unpack the whole zip" in done.stdout and kept_window(done.stdout), done.stdout
+    assert [path.name for path in alone.root.iterdir()] == [bat]
+    assert {path.name for path in bundle.rig.system32.iterdir()} == before
+
+
 def test_port_of_another_program(bundle):
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
@@ -138,5 +155,12 @@ def test_help_of_every_launcher(bundle):
 
 
 def test_doctor(bundle):
-    done = bundle.run("诊断.bat", "--model", "demo")
-    assert done.returncode in (0, 1) and "Python" in done.stdout and "Traceback" not in done.stdout, done.stdout
+    done = bundle.run("诊断.bat", "--model", "demo", "--port", "0", "--zip")
+    assert done.returncode in (0, 1) and kept_window(done.stdout), done.stdout
+    for words in ("自带的", "the bundle's", "5 of 5 DLLs are", "built for CPU", "ChatGLM2, complete", "compiled: "):
+        assert words in done.stdout, done.stdout
+    (packed,) = bundle.root.glob("doctor-*.zip")
+    with zipfile.ZipFile(packed) as file:
+        checks = json.loads(file.read("doctor.json"))["checks"]
+    packed.unlink()
+    assert not [check for check in checks if {"traceback", "timeout"} & set(check["facts"])], checks

@@ -149,7 +149,9 @@ class Layer(nn.Module):
 class Transformer(nn.Module):
     def __init__(self, config: NetworkConfig, ops: Ops):
         super().__init__()
-        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, device="meta")
+        # the constructor draws numbers, which on "meta" imports PyTorch's compiler: seconds of every start
+        table = torch.empty(config.vocab_size, config.hidden_size, device="meta")
+        self.word_embeddings = nn.Embedding.from_pretrained(table)
         self.layers = nn.ModuleList(Layer(config, i, ops) for i in range(config.num_layers))
         self.final_layernorm = LayerNorm(config)
 

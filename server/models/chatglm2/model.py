@@ -178,7 +178,9 @@ class Layer(nn.Module):
 class Embedding(nn.Module):
     def __init__(self, config: NetworkConfig):
         super().__init__()
-        self.word_embeddings = nn.Embedding(config.padded_vocab_size, config.hidden_size, device="meta")
+        # the constructor draws numbers, which on "meta" imports PyTorch's compiler: seconds of every start
+        table = torch.empty(config.padded_vocab_size, config.hidden_size, device="meta")
+        self.word_embeddings = nn.Embedding.from_pretrained(table)
 
 
 class Encoder(nn.Module):

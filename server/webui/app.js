@@ -1,0 +1,230 @@
+// The page: which conversation is shown, questions on their way, the list of earlier ones.
+import { generate, interrupt, Refused } from "/web/client.js";
+import * as store from "/web/store.js";
+import { text } from "/web/text.js";
+import { button, show, update } from "/web/view.js";
+
+const SAVE_EVERY = 1000; // milliseconds, while an answer comes
+
+const [form, question, send, stop, list, problem] = ["#ask", "#question", "#send", "#stop", "#list", "#problem"].map(
+  (name) => document.querySelector(name),
+);
+const settings = form.querySelectorAll("#settings input");
+const running = new Map(); // conversation's id -> {conversation, controller, request}
+const STOPPED = { state: "stopped" };
+const BROKEN_OFF = { state: "failed", failure: text.brokenOff };
+const actions = { again, goOn, edit };
+let current = store.create();
+
+// ---- conversations ----
+
+function open(conversation) {
+  current = conversation;
+  for (const round of current.rounds) {
+    if (round.state === "running" && !running.has(current.id)) {
+      Object.assign(round, BROKEN_OFF);
+    }
+  }
+  show(current, actions);
+  showState();
+  question.focus();
+}
+
+// What the address names after "#": the one that is being answered here, else the stored one, else a new one.
+function openNamed() {
+  const id = location.hash.slice(1);
+  open(running.get(id)?.conversation ?? store.load(id) ?? store.create());
+}
+
+function begin() {
+  history.pushState(null, "", location.pathname);
+  open(store.create());
+}
+
+function showState() {
+  send.hidden = running.has(current.id);
+  stop.hidden = !send.hidden;
+  document.body.classList.remove("menu");
+  list.replaceChildren(...store.list().map(entry));
+}
+
+function entry(conversation) {
+  const row = document.createElement("div");
+  const link = document.createElement("a");
+  link.href = `#${conversation.id}`;
+  link.textContent = conversation.rounds[0].question;
+  row.classList.toggle("current", conversation.id === current.id);
+  row.append(link, button("✕", () => discard(conversation)));
+  row.lastChild.title = text.remove;
+  return row;
+}
+
+function discard(conversation) {
+  if (!confirm(text.removeAll(conversation.rounds[0].question.slice(0, 40)))) {
+    return;
+  }
+  running.get(conversation.id)?.controller.abort();
+  running.delete(conversation.id);
+  store.remove(conversation.id);
+  if (conversation.id === current.id) {
+    begin();
+  } else {
+    showState();
+  }
+}
+
+// ---- questions ----
+
+function ask(asked) {
+  const conversation = current;
+  const round = { question: asked, answer: "" };
+  const options = chosen();
+  conversation.rounds.push(round);
+  history.replaceState(null, "", `#${conversation.id}`);
+  form.elements.answer_prefix.value = "";
+  return answer(conversation, round, options);
+}
+
+function again(round) {
+  return answer(current, Object.assign(round, { answer: "" }), chosen());
+}
+
+function goOn(round) {
+  return answer(current, round, { ...chosen(), answer_prefix: round.answer });
+}
+
+function edit(round) {
+  current.rounds.pop();
+  keep(current);
+  show(current, actions);
+  showState();
+  question.value = round.question;
+  grow();
+  question.focus();
+}
+
+// The fields of /generate that have been filled in.
+function chosen() {
+  const filled = [...settings].filter((input) => input.value !== "" && input.validity.valid);
+  return Object.fromEntries(filled.map((input) => [input.name, input.type === "number" ? +input.value : input.value]));
+}
+
+async function answer(conversation, round, options) {
+  const earlier = conversation.rounds.slice(0, conversation.rounds.indexOf(round));
+  const rounds = earlier.filter((one) => one.answer).map((one) => [one.question, one.answer]);
+  const run = { conversation, controller: new AbortController(), request: null };
+  running.set(conversation.id, run);
+  Object.assign(round, { state: "running", failure: undefined });
+  progress(conversation, round);
+  keep(conversation);
+  showState();
+  try {
+    await read(run, round, { query: round.question, history: rounds, ...options });
+    Object.assign(round, run.ended ?? { state: "done" });
+  } catch (error) {
+    const known = error instanceof Refused ? error.message : run.request ? text.lost : text.unreachable;
+    Object.assign(round, run.controller.signal.aborted ? run.ended : { state: "failed", failure: known });
+  }
+  if (running.get(conversation.id) !== run) {
+    return; // deleted meanwhile
+  }
+  running.delete(conversation.id);
+  keep(conversation);
+  progress(conversation, round);
+  showState();
+}
+
+async function read(run, round, fields) {
+  let saved = performance.now();
+  const started = (id) => (run.request = id);
+  for await (const sofar of generate(fields, run.controller.signal, started)) {
+    round.answer = sofar;
+    run.frame ??= requestAnimationFrame(() => {
+      run.frame = undefined;
+      progress(run.conversation, round);
+    });
+    if (performance.now() - saved > SAVE_EVERY) {
+      saved = performance.now();
+      keep(run.conversation);
+    }
+  }
+}
+
+function progress(conversation, round) {
+  if (conversation === current) {
+    update(conversation, round, actions);
+  }
+}
+
+function keep(conversation) {
+  conversation.changed = Date.now();
+  if (conversation.rounds.length === 0) {
+    store.remove(conversation.id);
+  } else {
+    say(store.save(conversation) ? "" : text.storageFull);
+  }
+}
+
+function say(sentence) {
+  problem.textContent = sentence;
+  problem.hidden = !sentence;
+}
+
+async function halt() {
+  const run = running.get(current.id);
+  run.ended = STOPPED;
+  if (!run.request) {
+    return run.controller.abort(); // it still waits for its turn
+  }
+  await interrupt(run.request).catch(() => run.controller.abort());
+}
+
+// ---- what the user does ----
+
+function submit() {
+  const asked = question.value.trim();
+  if (asked && !running.has(current.id)) {
+    question.value = "";
+    grow();
+    ask(asked);
+  }
+}
+
+function grow() {
+  question.style.height = "auto";
+  question.style.height = `${question.scrollHeight + 2}px`;
+}
+
+form.addEventListener("submit", (event) => {
+  event.preventDefault();
+  submit();
+});
+question.addEventListener("keydown", (event) => {
+  // while an input method is composing, Enter chooses among its words (229: Safari says it so)
+  if (event.key === "Enter" && !event.shiftKey && !event.isComposing && event.keyCode !== 229) {
+    event.preventDefault();
+    submit();
+  }
+});
+question.addEventListener("input", grow);
+stop.addEventListener("click", halt);
+document.querySelector("#new").addEventListener("click", begin);
+document.querySelector("#menu").addEventListener("click", () => document.body.classList.toggle("menu"));
+for (const suggestion of document.querySelectorAll("#empty button")) {
+  suggestion.addEventListener("click", () => ask(suggestion.textContent));
+}
+for (const input of settings) {
+  if (input.type === "number") {
+    input.value = store.loadSettings()[input.name] ?? "";
+    input.addEventListener("change", () => store.saveSettings({ ...store.loadSettings(), [input.name]: input.value }));
+  }
+}
+addEventListener("hashchange", openNamed);
+addEventListener("pagehide", () => {
+  for (const run of running.values()) {
+    keep(run.conversation);
+    run.ended = BROKEN_OFF;
+    run.controller.abort(); // browsers may keep a page that was left, and its connections with it
+  }
+});
+openNamed();

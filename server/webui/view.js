@@ -1,0 +1,93 @@
+// Rounds of a conversation as elements.
+import { render } from "/web/markdown.js";
+import { text } from "/web/text.js";
+
+const log = document.querySelector("#log");
+const rounds = document.querySelector("#rounds");
+const empty = document.querySelector("#empty");
+
+// Show all of a conversation; actions: see _buttons.
+export function show(conversation, actions) {
+  rounds.replaceChildren();
+  conversation.rounds.forEach((round) => update(conversation, round, actions));
+  log.scrollTop = log.scrollHeight;
+}
+
+// Show what is new about one of its rounds, which may be the first time that it is shown.
+export function update(conversation, round, actions) {
+  empty.hidden = conversation.rounds.length > 0;
+  const following = log.scrollHeight - log.scrollTop - log.clientHeight < 40;
+  const index = conversation.rounds.indexOf(round);
+  const isNew = index === rounds.children.length;
+  const element = isNew ? rounds.appendChild(made(round)) : rounds.children[index];
+  const [, answer, note, buttons] = element.children;
+  element.classList.toggle("running", round.state === "running");
+  render(answer, round.answer);
+  if (round.state === "running") {
+    note.textContent = round.answer ? "" : text.thinking;
+    buttons.replaceChildren();
+  } else {
+    note.textContent = round.failure ?? (round.state === "stopped" ? text.stopped : "");
+    note.classList.toggle("failed", round.state === "failed");
+    for (const block of answer.querySelectorAll("pre:not(:has(button))")) {
+      const code = block.textContent;
+      block.append(button(text.copy, (own) => copy(code, own)));
+    }
+    buttons.replaceChildren(...forRound(round, round === conversation.rounds.at(-1), actions));
+  }
+  if (isNew && index > 0) {
+    update(conversation, conversation.rounds[index - 1], actions); // which is the last one no more
+  }
+  if (following) {
+    log.scrollTop = log.scrollHeight;
+  }
+}
+
+function made(round) {
+  const element = document.createElement("article");
+  for (const name of ["question", "answer", "note", "buttons"]) {
+    const part = document.createElement("div");
+    part.className = name;
+    element.append(part);
+  }
+  element.firstChild.textContent = round.question;
+  return element;
+}
+
+// The last round can also be continued, answered again, and taken back.
+function forRound(round, last, { again, goOn, edit }) {
+  const found = [];
+  if (round.answer) {
+    found.push(button(text.copy, (own) => copy(round.answer, own)));
+  }
+  if (last && round.answer && round.state !== "done") {
+    found.push(button(text.continue, () => goOn(round)));
+  }
+  if (last) {
+    found.push(button(text.again, () => again(round)), button(text.edit, () => edit(round)));
+  }
+  return found;
+}
+
+export function button(label, act) {
+  const element = document.createElement("button");
+  element.type = "button";
+  element.textContent = label;
+  element.addEventListener("click", () => act(element));
+  return element;
+}
+
+async function copy(content, own) {
+  try {
+    await navigator.clipboard.writeText(content);
+  } catch { // not there on a page from another machine without TLS
+    const area = document.createElement("textarea");
+    area.value = content;
+    document.body.append(area);
+    area.select();
+    document.execCommand("copy");
+    area.remove();
+  }
+  own.textContent = text.copied;
+  setTimeout(() => (own.textContent = text.copy), 1500);
+}
