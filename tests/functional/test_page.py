@@ -2,85 +2,9 @@
 
 import threading
 
-import pytest
-
-from server.api import webui
 from server.errors import GenerationFailed, Overloaded
-from tests.fake_engine import FakeEngine
 from tests.functional import live
-from tests.functional.browser import Browser
-from tools import vendor_web
-
-ANSWER = "document.querySelector('article:last-child .answer').innerText.trim()"
-NOTE = "document.querySelector('article:last-child .note').innerText"
-IDLE = "!document.querySelector('#send').hidden && !!document.querySelector('article')"
-STORED = "Object.keys(localStorage).filter(key => key.startsWith('conversation:')).map(key => localStorage[key])"
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    with Browser(tmp_path_factory.mktemp("browser")) as browser:
-        yield browser
-
-
-@pytest.fixture
-def engine():
-    return FakeEngine("你", "好")
-
-
-@pytest.fixture
-def port(engine):
-    with live.serve(engine) as port:  # each on a port, and so with a storage, of its own
-        yield port
-
-
-@pytest.fixture
-def page(browser, port):
-    return Page(browser, port)
-
-
-class Page:
-    """What a user does on the page."""
-
-    def __init__(self, browser, port, language="zh-CN"):
-        self.browser, self.here = browser, f"http://127.0.0.1:{port}/"
-        browser.call("Network.setExtraHTTPHeaders", headers={"Accept-Language": language})
-        self.open()
-
-    def open(self, path=""):
-        self.browser.complaints.clear()
-        self.browser.requested.clear()
-        self.browser.call("Page.navigate", url="about:blank")
-        self.browser.call("Page.navigate", url=self.here + path)
-        self.until("document.readyState === 'complete' && document.activeElement?.id === 'question'")
-
-    def until(self, expression):
-        return self.browser.wait_for(expression)
-
-    def type(self, text):
-        self.browser.evaluate("document.querySelector('#question').focus()")
-        self.browser.call("Input.insertText", text=text)
-
-    def press_enter(self, **keys):
-        pressed = {"key": "Enter", "code": "Enter", "windowsVirtualKeyCode": 13, "text": "\r", **keys}
-        self.browser.call("Input.dispatchKeyEvent", type="keyDown", **pressed)
-        self.browser.call("Input.dispatchKeyEvent", type="keyUp", **pressed)
-
-    def ask(self, text):
-        self.type(text)
-        self.press_enter()
-
-    def answer_to(self, text):
-        self.ask(text)
-        self.until(IDLE)
-        return self.browser.evaluate(ANSWER)
-
-    def click(self, label, within="main"):
-        one = f"[...document.querySelectorAll('{within} button')].findLast(one => one.textContent === '{label}')"
-        self.browser.evaluate(f"{one}.click()")
-
-    def stop(self):
-        self.browser.evaluate("document.querySelector('#stop').click()")
+from tests.functional.chat_page import ANSWER, IDLE, NOTE, STORED, Page
 
 
 def test_conversation_streams_and_is_kept(page, engine):
@@ -290,33 +214,3 @@ def test_full_storage_is_said(page, engine):
     page.browser.evaluate("localStorage.setItem('filling', 'x'.repeat(5 * 2**20 - 200))")
     page.answer_to("问" * 300)
     assert "存储空间满了" in page.until("document.querySelector('#problem').innerText")
-
-
-@pytest.mark.parametrize("path", webui.FILES)
-def test_files_of_the_page(port, path):
-    status, headers, content = live.request(port, "GET", f"/web/{path}")
-    kind = "text/css" if path.endswith("css") else "text/javascript"
-    assert (status, headers["Content-Type"]) == (200, f"{kind}; charset=utf-8")
-    assert content == (webui.FOLDER / path).read_bytes()
-
-
-def test_nothing_else_is_served_and_loaded(port):
-    for path in ("/web/index.html", "/web/../index.html", "/web/vendor/marked/LICENSE"):
-        assert live.request(port, "GET", path)[0] == 404
-    headers = live.request(port, "GET", "/", headers={"Accept": "text/html"})[1]
-    assert headers["Content-Security-Policy"].startswith("default-src 'self'; ")
-    assert headers["Vary"] == "Accept, Accept-Language"
-
-
-@pytest.mark.parametrize("package", vendor_web.PACKAGES, ids=lambda package: package.name)
-def test_vendored_code_is_of_the_pinned_version(package):
-    marks = {
-        "swagger-ui-dist": 'PACKAGE_VERSION:"{}"',
-        "marked": "marked v{} ",
-        "dompurify": "DOMPurify {} ",
-        "eventsource-parser": "",  # says no version
-    }
-    folder = vendor_web.TARGET / package.folder
-    assert {path.name for path in folder.iterdir()} == {path.rpartition("/")[2] for path in package.files}
-    code = (folder / package.files[0].rpartition("/")[2]).read_text(encoding="utf-8")
-    assert marks[package.name].format(package.version) in code
