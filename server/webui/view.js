@@ -29,9 +29,12 @@ export function update(conversation, round, actions) {
   } else {
     note.textContent = round.failure ?? (round.state === "stopped" ? text.stopped : "");
     note.classList.toggle("failed", round.state === "failed");
-    for (const block of answer.querySelectorAll("pre:not(:has(button))")) {
+    for (const block of answer.querySelectorAll("pre")) {
       const code = block.textContent;
-      block.append(button(text.copy, (own) => copy(code, own)));
+      // not ":has(button)": Firefox 115, the last one for Windows 7, does not know that
+      if (!block.querySelector("button")) {
+        block.append(button(text.copy, (own) => copy(code, own)));
+      }
     }
     buttons.replaceChildren(...forRound(round, round === conversation.rounds.at(-1), actions));
   }
