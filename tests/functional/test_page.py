@@ -114,6 +114,21 @@ def test_settings_and_the_answers_beginning(page, engine):
     assert (engine.requests[1].answer_prefix, engine.requests[1].params.temperature) == ("", 0.3)
 
 
+def test_a_setting_out_of_range_does_not_stop_questions(page, engine):
+    page.browser.evaluate("document.querySelector('[name=temperature]').value = '5'")
+    page.browser.evaluate("document.querySelector('[name=top_p]').value = '0.33'")
+    page.type("问")
+    page.click("发送")
+    page.until(IDLE)
+    params = engine.requests[0].params
+    assert (params.temperature, params.top_p) == (1.0, 0.33)
+
+
+def test_answers_may_be_as_long_as_the_server_allows(page, engine):
+    page.answer_to("问")
+    assert engine.requests[0].params.max_length == engine.max_length > 2048
+
+
 def test_failures_are_sentences_and_lose_nothing(page, engine):
     engine.refuse = Overloaded("服务器已满。", "The server is full.", retry_after=3)
     page.answer_to("问")
