@@ -25,6 +25,17 @@ DOMPurify.addHook("afterSanitizeAttributes", (node) => {
 // Make `element` show `source`. Blocks that have not changed since the last time stay as they are: so a long answer
 // costs no more while it grows, and what the reader has selected stays selected.
 export function render(element, source) {
+  try {
+    renderBlocks(element, source);
+  } catch { // such as a model gone round in circles: thousands of > are as many quotations in one another
+    const plain = document.createElement("div");
+    plain.className = "plain";
+    plain.textContent = source;
+    element.replaceChildren(plain);
+  }
+}
+
+function renderBlocks(element, source) {
   const blocks = marked.lexer(source);
   const shown = [...element.children];
   blocks.forEach((block, index) => {
