@@ -5,23 +5,34 @@ import { text } from "/web/text.js";
 const log = document.querySelector("#log");
 const rounds = document.querySelector("#rounds");
 const empty = document.querySelector("#empty");
+const NEAR = 40; // pixels from the end that still are the end
+
+// Whether the reader follows the conversation as it grows. What the reader does decides, not where the end is at the
+// next word: it may come before a smooth scroll upwards, or a small one, has got far.
+let following = true;
+let top = 0;
+log.addEventListener("scroll", () => {
+  const left = log.scrollHeight - log.scrollTop - log.clientHeight;
+  following = log.scrollTop < top ? left < 1 : following || left < NEAR;
+  top = log.scrollTop;
+});
 
 // Show all of a conversation; actions: see _buttons.
 export function show(conversation, actions) {
   rounds.replaceChildren();
+  empty.hidden = conversation.rounds.length > 0;
   conversation.rounds.forEach((round) => update(conversation, round, actions));
-  log.scrollTop = log.scrollHeight;
 }
 
 // Show what is new about one of its rounds, which may be the first time that it is shown.
 export function update(conversation, round, actions) {
   empty.hidden = conversation.rounds.length > 0;
-  const following = log.scrollHeight - log.scrollTop - log.clientHeight < 40;
   const index = conversation.rounds.indexOf(round);
   const isNew = index === rounds.children.length;
   const element = isNew ? rounds.appendChild(made(round)) : rounds.children[index];
   const [, answer, note, buttons] = element.children;
   element.classList.toggle("running", round.state === "running");
+  element.setAttribute("aria-busy", round.state === "running"); // screen readers wait, instead of starting over
   render(answer, round.answer);
   if (round.state === "running") {
     note.textContent = round.answer ? "" : text.thinking;
@@ -41,9 +52,11 @@ export function update(conversation, round, actions) {
   if (isNew && index > 0) {
     update(conversation, conversation.rounds[index - 1], actions); // which is the last one no more
   }
+  following ||= isNew; // who asks wants to see it
   if (following) {
     log.scrollTop = log.scrollHeight;
   }
+  top = log.scrollTop;
 }
 
 function made(round) {
