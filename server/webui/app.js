@@ -6,8 +6,8 @@ import { button, show, update } from "/web/view.js";
 
 const SAVE_EVERY = 1000; // milliseconds, while an answer comes
 
-const [form, question, send, stop, list, problem] = ["#ask", "#question", "#send", "#stop", "#list", "#problem"].map(
-  (name) => document.querySelector(name),
+const [form, question, send, stop, list, menu, problem] = (
+  ["#ask", "#question", "#send", "#stop", "#list", "#menu", "#problem"].map((name) => document.querySelector(name))
 );
 const settings = form.querySelectorAll("#settings input");
 const running = new Map(); // conversation's id -> {conversation, controller, request}
@@ -44,7 +44,7 @@ function begin() {
 function showState() {
   send.hidden = running.has(current.id);
   stop.hidden = !send.hidden;
-  document.body.classList.remove("menu");
+  showMenu(false);
   list.replaceChildren(...store.list().map(entry));
 }
 
@@ -56,7 +56,14 @@ function entry(conversation) {
   row.classList.toggle("current", conversation.id === current.id);
   row.append(link, button("✕", () => discard(conversation)));
   row.lastChild.title = text.remove;
+  row.lastChild.setAttribute("aria-label", `${text.remove}: ${link.textContent.slice(0, 40)}`);
   return row;
+}
+
+// On small screens the list of conversations lies over the page.
+function showMenu(wanted) {
+  document.body.classList.toggle("menu", wanted);
+  menu.setAttribute("aria-expanded", wanted);
 }
 
 function discard(conversation) {
@@ -209,7 +216,13 @@ question.addEventListener("keydown", (event) => {
 question.addEventListener("input", grow);
 stop.addEventListener("click", halt);
 document.querySelector("#new").addEventListener("click", begin);
-document.querySelector("#menu").addEventListener("click", () => document.body.classList.toggle("menu"));
+addEventListener("click", (event) => {
+  // it covers its button: what closes it is a click beside it, or on the conversation that is shown already
+  if (!event.target.closest("#side") || event.target.closest("#list a")) {
+    showMenu(menu.contains(event.target) && !document.body.classList.contains("menu"));
+  }
+});
+addEventListener("keydown", (event) => event.key === "Escape" && showMenu(false));
 for (const suggestion of document.querySelectorAll("#empty button")) {
   suggestion.addEventListener("click", () => ask(suggestion.textContent));
 }
