@@ -5,6 +5,7 @@ import { text } from "/web/text.js";
 import { button, show, update } from "/web/view.js";
 
 const SAVE_EVERY = 1000; // milliseconds, while an answer comes
+const SILENT = 5000; // milliseconds since the last save, after which an answer comes in no other tab either
 
 const [form, question, send, stop, list, menu, problem] = (
   ["#ask", "#question", "#send", "#stop", "#list", "#menu", "#problem"].map((name) => document.querySelector(name))
@@ -20,11 +21,7 @@ let current = store.create();
 
 function open(conversation) {
   current = conversation;
-  for (const round of current.rounds) {
-    if (round.state === "running" && !running.has(current.id)) {
-      Object.assign(round, BROKEN_OFF);
-    }
-  }
+  markBrokenOff();
   show(current, actions);
   showState();
   question.focus();
@@ -36,6 +33,46 @@ function openNamed() {
   open(running.get(id)?.conversation ?? store.load(id) ?? store.create());
 }
 
+// Rounds that were on their way in a tab that is gone. The server says something every 1.5 seconds, so that a tab that
+// is there has saved.
+function markBrokenOff() {
+  const gone = !running.has(current.id) && Date.now() - current.changed > SILENT;
+  const rounds = gone ? current.rounds.filter((round) => round.state === "running") : [];
+  rounds.forEach((round) => Object.assign(round, BROKEN_OFF));
+  return rounds.length > 0;
+}
+
+// Another tab has gone on with a conversation, or removed it: an old copy here would overwrite that.
+function follow(id, stored) {
+  const same = current.id === id && stored && stored.rounds.length === current.rounds.length;
+  if (running.has(id)) {
+    if (stored) {
+      return; // the one here goes on
+    }
+    running.get(id).controller.abort();
+    running.delete(id);
+  }
+  if (same && stored.rounds.at(-1).question === current.rounds.at(-1).question) {
+    const wasBusy = isBusy();
+    Object.assign(current, stored);
+    update(current, current.rounds.at(-1), actions);
+    if (isBusy() === wasBusy) {
+      return; // a little more of an answer: the list stays under the pointer
+    }
+  } else if (current.id === id) {
+    current = stored ?? store.create();
+    show(current, actions);
+  } else if (stored && [...list.querySelectorAll("a")].some((link) => link.hash === `#${id}`)) {
+    return; // not shown, and listed already
+  }
+  showState();
+}
+
+// Whether the conversation shown waits for an answer, here or in another tab.
+function isBusy() {
+  return current.rounds.at(-1)?.state === "running";
+}
+
 function begin() {
   history.pushState(null, "", location.pathname);
   open(store.create());
@@ -44,6 +81,7 @@ function begin() {
 function showState() {
   send.hidden = running.has(current.id);
   stop.hidden = !send.hidden;
+  send.disabled = isBusy();
   showMenu(false);
   list.replaceChildren(...store.list().map(entry));
 }
@@ -190,7 +228,7 @@ async function halt() {
 
 function submit() {
   const asked = question.value.trim();
-  if (asked && !running.has(current.id)) {
+  if (asked && !isBusy()) {
     question.value = "";
     grow();
     ask(asked);
@@ -235,9 +273,17 @@ for (const input of settings) {
 addEventListener("hashchange", openNamed);
 addEventListener("pagehide", () => {
   for (const run of running.values()) {
-    keep(run.conversation);
     run.ended = BROKEN_OFF;
+    Object.assign(run.conversation.rounds.at(-1), BROKEN_OFF); // at once, for other tabs
+    keep(run.conversation);
     run.controller.abort(); // browsers may keep a page that was left, and its connections with it
   }
 });
+store.watch(follow);
+setInterval(() => {
+  if (markBrokenOff()) {
+    show(current, actions);
+    showState();
+  }
+}, SILENT);
 openNamed();

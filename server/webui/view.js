@@ -7,14 +7,26 @@ const rounds = document.querySelector("#rounds");
 const empty = document.querySelector("#empty");
 const NEAR = 40; // pixels from the end that still are the end
 
-// Whether the reader follows the conversation as it grows. What the reader does decides, not where the end is at the
-// next word: it may come before a smooth scroll upwards, or a small one, has got far.
+// Whether the reader follows the conversation as it grows. What the reader does decides, not where the end is when the
+// next word comes: that may be before a smooth scroll upwards, or a small one, has got far.
 let following = true;
-let top = 0;
+let seen = { top: 0, room: 0 };
+const look = () => ({ top: log.scrollTop, room: log.scrollHeight - log.clientHeight });
 log.addEventListener("scroll", () => {
-  const left = log.scrollHeight - log.scrollTop - log.clientHeight;
-  following = log.scrollTop < top ? left < 1 : following || left < NEAR;
-  top = log.scrollTop;
+  const { top, room } = look();
+  if (top < seen.top && room >= seen.room) { // else there is less to scroll than before
+    following = false;
+  } else if (room - top < NEAR) {
+    following = true;
+  }
+  seen = { top, room };
+});
+const leave = () => (following &&= log.scrollTop === 0);
+log.addEventListener("wheel", (event) => event.deltaY < 0 && leave(), { passive: true });
+addEventListener("keydown", (event) => {
+  if (["PageUp", "ArrowUp", "Home"].includes(event.key) && !event.target.matches?.("textarea, input")) {
+    leave();
+  }
 });
 
 // Show all of a conversation; actions: see _buttons.
@@ -56,7 +68,7 @@ export function update(conversation, round, actions) {
   if (following) {
     log.scrollTop = log.scrollHeight;
   }
-  top = log.scrollTop;
+  seen = look();
 }
 
 function made(round) {

@@ -50,3 +50,8 @@ class Page:
 
     def stop(self):
         self.browser.evaluate("document.querySelector('#stop').click()")
+
+
+def before_the_page(page, script):
+    """Run ``script`` in each document of the page before its own code."""
+    return page.browser.call("Page.addScriptToEvaluateOnNewDocument", source=script)["identifier"]
