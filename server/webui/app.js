@@ -1,14 +1,15 @@
 // The page: which conversation is shown, questions on their way, the list of earlier ones.
 import { generate, interrupt, Refused } from "/web/client.js";
+import { showMenu } from "/web/menu.js";
 import * as store from "/web/store.js";
 import { text } from "/web/text.js";
-import { button, show, update } from "/web/view.js";
+import { button, markEdited, show, update } from "/web/view.js";
 
 const SAVE_EVERY = 1000; // milliseconds, while an answer comes
 const SILENT = 5000; // milliseconds since the last save, after which an answer comes in no other tab either
 
-const [form, question, send, stop, list, menu, problem] = (
-  ["#ask", "#question", "#send", "#stop", "#list", "#menu", "#problem"].map((name) => document.querySelector(name))
+const [form, question, send, stop, list, problem] = ["#ask", "#question", "#send", "#stop", "#list", "#problem"].map(
+  (name) => document.querySelector(name),
 );
 const settings = form.querySelectorAll("#settings input");
 const running = new Map(); // conversation's id -> {conversation, controller, request}
@@ -16,11 +17,13 @@ const STOPPED = { state: "stopped" };
 const BROKEN_OFF = { state: "failed", failure: text.brokenOff };
 const actions = { again, goOn, edit };
 let current = store.create();
+let edited = null; // the round in whose place the next question comes
 
 // ---- conversations ----
 
 function open(conversation) {
   current = conversation;
+  edited = null;
   markBrokenOff();
   show(current, actions);
   showState();
@@ -98,12 +101,6 @@ function entry(conversation) {
   return row;
 }
 
-// On small screens the list of conversations lies over the page.
-function showMenu(wanted) {
-  document.body.classList.toggle("menu", wanted);
-  menu.setAttribute("aria-expanded", wanted);
-}
-
 function discard(conversation) {
   if (!confirm(text.removeAll(conversation.rounds[0].question.slice(0, 40)))) {
     return;
@@ -124,6 +121,11 @@ function ask(asked) {
   const conversation = current;
   const round = { question: asked, answer: "" };
   const options = chosen();
+  if (edited && edited === conversation.rounds.at(-1)) {
+    conversation.rounds.pop();
+    show(conversation, actions);
+  }
+  edited = null;
   conversation.rounds.push(round);
   history.replaceState(null, "", `#${conversation.id}`);
   form.elements.answer_prefix.value = "";
@@ -131,21 +133,26 @@ function ask(asked) {
 }
 
 function again(round) {
+  setEdited(null);
   return answer(current, Object.assign(round, { answer: "" }), chosen());
 }
 
 function goOn(round) {
+  setEdited(null);
   return answer(current, round, { ...chosen(), answer_prefix: round.answer });
 }
 
+// The old answer stays until the new question is sent: a slip of the finger, or a closed page, does not lose it.
 function edit(round) {
-  current.rounds.pop();
-  keep(current);
-  show(current, actions);
-  showState();
+  setEdited(round);
   question.value = round.question;
   grow();
   question.focus();
+}
+
+function setEdited(round) {
+  edited = round;
+  markEdited(Boolean(round));
 }
 
 // The fields of /generate that have been filled in.
@@ -251,16 +258,12 @@ question.addEventListener("keydown", (event) => {
     submit();
   }
 });
-question.addEventListener("input", grow);
+question.addEventListener("input", () => {
+  grow();
+  setEdited(question.value ? edited : null); // emptied: what is written then is another question
+});
 stop.addEventListener("click", halt);
 document.querySelector("#new").addEventListener("click", begin);
-addEventListener("click", (event) => {
-  // it covers its button: what closes it is a click beside it, or on the conversation that is shown already
-  if (!event.target.closest("#side") || event.target.closest("#list a")) {
-    showMenu(menu.contains(event.target) && !document.body.classList.contains("menu"));
-  }
-});
-addEventListener("keydown", (event) => event.key === "Escape" && showMenu(false));
 for (const suggestion of document.querySelectorAll("#empty button")) {
   suggestion.addEventListener("click", () => ask(suggestion.textContent));
 }

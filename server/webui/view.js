@@ -71,6 +71,11 @@ export function update(conversation, round, actions) {
   seen = look();
 }
 
+// Show whether the next question comes in the place of the last round.
+export function markEdited(wanted) {
+  rounds.lastElementChild?.classList.toggle("edited", wanted);
+}
+
 function made(round) {
   const element = document.createElement("article");
   for (const name of ["question", "answer", "note", "buttons"]) {

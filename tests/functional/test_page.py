@@ -100,6 +100,25 @@ def test_answer_again_and_edited_questions(page, engine):
     assert [message.content for message in engine.requests[2].messages] == ["一二"]
 
 
+def test_an_answer_stays_until_the_edited_question_is_sent(page, engine):
+    page.answer_to("一")
+    page.click("修改问题")
+    assert page.browser.evaluate(ANSWER) == "你好"
+    assert page.browser.evaluate("!!document.querySelector('.edited')") is True
+    page.open(page.browser.evaluate("location.hash"))
+    assert page.until(ANSWER) == "你好"
+    page.click("修改问题")
+    page.browser.evaluate("document.querySelector('#question').select()")
+    page.browser.evaluate("document.execCommand('delete')")
+    assert page.browser.evaluate("!!document.querySelector('.edited')") is False
+    page.answer_to("另一个问题")  # what was emptied is edited no more
+    assert page.browser.evaluate("document.querySelectorAll('article').length") == 2
+    page.click("修改问题")
+    page.answer_to("？")
+    assert page.browser.evaluate("document.querySelectorAll('article').length") == 2
+    assert [message.content for message in engine.requests[2].messages] == ["一", "你好", "另一个问题？"]
+
+
 def test_settings_and_the_answers_beginning(page, engine):
     for name, value in {"answer_prefix": "好的，", "temperature": "0.3", "top_p": "7", "max_tokens": "20"}.items():
         page.browser.evaluate(
