@@ -1,5 +1,6 @@
 // The page: which conversation is shown, questions on their way, the list of earlier ones.
 import { generate, interrupt, Refused } from "/web/client.js";
+import { isCode } from "/web/markdown.js";
 import { showMenu } from "/web/menu.js";
 import * as store from "/web/store.js";
 import { text } from "/web/text.js";
@@ -234,7 +235,7 @@ async function halt() {
 // ---- what the user does ----
 
 function submit() {
-  const asked = question.value.trim();
+  const asked = isCode(question.value) ? question.value : question.value.trim();
   if (asked && !isBusy()) {
     question.value = "";
     grow();

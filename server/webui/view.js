@@ -1,5 +1,5 @@
 // Rounds of a conversation as elements.
-import { render } from "/web/markdown.js";
+import { fenced, isCode, render } from "/web/markdown.js";
 import { text } from "/web/text.js";
 
 const log = document.querySelector("#log");
@@ -45,7 +45,7 @@ export function update(conversation, round, actions) {
   const [, answer, note, buttons] = element.children;
   element.classList.toggle("running", round.state === "running");
   element.setAttribute("aria-busy", round.state === "running"); // screen readers wait, instead of starting over
-  render(answer, round.answer);
+  render(answer, index === 0 && isCode(round.question) ? fenced(round.answer) : round.answer);
   if (round.state === "running") {
     note.textContent = round.answer ? "" : text.thinking;
     buttons.replaceChildren();

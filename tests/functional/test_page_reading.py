@@ -64,6 +64,21 @@ def test_answers_that_are_too_deep_are_shown_as_text(page, engine):
     page.until(f"{ANSWER} === '好'")
 
 
+def test_code_that_is_continued_is_no_markdown(page, engine):
+    code = "    # comment\n    return __name__ * 2\n"
+    engine.script = (code,)
+    question = "# language: Python\ndef f():\n"
+    page.type(question)
+    page.click("发送")
+    page.until(IDLE)
+    assert engine.requests[0].messages[0].content == question  # with its last line feed
+    assert page.browser.evaluate("document.querySelector('.answer code').textContent").rstrip() == code.rstrip()
+    page.click("＋ 新对话", "aside")
+    engine.script = ("# 标题",)
+    page.answer_to("# language 是什么？")
+    assert page.browser.evaluate("document.querySelectorAll('.answer h1').length") == 1
+
+
 def test_new_chat_greets_again(page):
     page.answer_to("问")
     page.click("＋ 新对话", "aside")
