@@ -14,6 +14,7 @@ const [form, question, send, stop, list, problem] = ["#ask", "#question", "#send
 );
 const settings = form.querySelectorAll("#settings input");
 const running = new Map(); // conversation's id -> {conversation, controller, request}
+const PATIENCE = 2000; // milliseconds from the Stop button until the connection is cut
 const STOPPED = { state: "stopped" };
 const BROKEN_OFF = { state: "failed", failure: text.brokenOff };
 const actions = { again, goOn, edit };
@@ -223,13 +224,15 @@ function say(sentence) {
   problem.hidden = !sentence;
 }
 
-async function halt() {
+function halt() {
   const run = running.get(current.id);
   run.ended = STOPPED;
   if (!run.request) {
     return run.controller.abort(); // it still waits for its turn
   }
-  await interrupt(run.request).catch(() => run.controller.abort());
+  interrupt(run.request).catch(() => run.controller.abort());
+  // browsers open six connections to a server: as many answers at once, and the request above would wait for one's end
+  setTimeout(() => run.controller.abort(), PATIENCE);
 }
 
 // ---- what the user does ----

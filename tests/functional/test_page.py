@@ -3,6 +3,7 @@
 import threading
 
 from server.errors import GenerationFailed, Overloaded
+from tests.fake_engine import FakeEngine
 from tests.functional import live
 from tests.functional.chat_page import ANSWER, IDLE, NOTE, STORED, Page
 
@@ -85,6 +86,20 @@ def test_stop_before_the_first_word(page, engine):
     page.stop()
     page.until(IDLE)
     live.wait_for(lambda: engine.streams[0].closed.is_set())
+
+
+def test_stop_while_all_the_browsers_connections_are_taken(browser):
+    engine = FakeEngine("说到", threading.Event(), capacity=8)
+    with live.serve(engine) as port:
+        page = Page(browser, port)
+        for number in range(6):
+            page.click("＋ 新对话", "aside")
+            page.ask(f"第{number}个")
+            page.until(f"{ANSWER} === '说到'")
+        page.stop()
+        page.until(f"{IDLE} && {NOTE} === '已停止。'")
+        live.wait_for(engine.streams[-1].closed.is_set)
+        assert page.browser.evaluate(ANSWER) == "说到"
 
 
 def test_answer_again_and_edited_questions(page, engine):
