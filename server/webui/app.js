@@ -293,4 +293,5 @@ setInterval(() => {
     showState();
   }
 }, SILENT);
+grow(); // on small screens the hint in the empty field has two lines
 openNamed();

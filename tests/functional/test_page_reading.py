@@ -124,3 +124,8 @@ def test_screen_readers_hear_an_answer_once(page, engine):
     assert page.browser.evaluate("document.querySelector('article').getAttribute('aria-busy')") == "true"
     page.until(IDLE)
     assert page.browser.evaluate("document.querySelector('article').getAttribute('aria-busy')") == "false"
+
+
+def test_the_hint_of_the_empty_field_is_whole(small_screen, page):
+    hidden = "(field => field.scrollHeight - field.clientHeight)(document.querySelector('#question'))"
+    assert page.browser.evaluate(hidden) <= 0
