@@ -1,30 +1,32 @@
 // The page: which conversation is shown, questions on their way, the list of earlier ones.
 import { generate, interrupt, Refused } from "/web/client.js";
+import { isCode } from "/web/markdown.js";
+import { showMenu } from "/web/menu.js";
 import * as store from "/web/store.js";
 import { text } from "/web/text.js";
-import { button, show, update } from "/web/view.js";
+import { button, markEdited, show, update } from "/web/view.js";
 
 const SAVE_EVERY = 1000; // milliseconds, while an answer comes
+const SILENT = 5000; // milliseconds since the last save, after which an answer comes in no other tab either
 
 const [form, question, send, stop, list, problem] = ["#ask", "#question", "#send", "#stop", "#list", "#problem"].map(
   (name) => document.querySelector(name),
 );
 const settings = form.querySelectorAll("#settings input");
 const running = new Map(); // conversation's id -> {conversation, controller, request}
+const PATIENCE = 2000; // milliseconds from the Stop button until the connection is cut
 const STOPPED = { state: "stopped" };
 const BROKEN_OFF = { state: "failed", failure: text.brokenOff };
 const actions = { again, goOn, edit };
 let current = store.create();
+let edited = null; // the round in whose place the next question comes
 
 // ---- conversations ----
 
 function open(conversation) {
   current = conversation;
-  for (const round of current.rounds) {
-    if (round.state === "running" && !running.has(current.id)) {
-      Object.assign(round, BROKEN_OFF);
-    }
-  }
+  edited = null;
+  markBrokenOff();
   show(current, actions);
   showState();
   question.focus();
@@ -36,6 +38,46 @@ function openNamed() {
   open(running.get(id)?.conversation ?? store.load(id) ?? store.create());
 }
 
+// Rounds that were on their way in a tab that is gone. The server says something every 1.5 seconds, so that a tab that
+// is there has saved.
+function markBrokenOff() {
+  const gone = !running.has(current.id) && Date.now() - current.changed > SILENT;
+  const rounds = gone ? current.rounds.filter((round) => round.state === "running") : [];
+  rounds.forEach((round) => Object.assign(round, BROKEN_OFF));
+  return rounds.length > 0;
+}
+
+// Another tab has gone on with a conversation, or removed it: an old copy here would overwrite that.
+function follow(id, stored) {
+  const same = current.id === id && stored && stored.rounds.length === current.rounds.length;
+  if (running.has(id)) {
+    if (stored) {
+      return; // the one here goes on
+    }
+    running.get(id).controller.abort();
+    running.delete(id);
+  }
+  if (same && stored.rounds.at(-1).question === current.rounds.at(-1).question) {
+    const wasBusy = isBusy();
+    Object.assign(current, stored);
+    update(current, current.rounds.at(-1), actions);
+    if (isBusy() === wasBusy) {
+      return; // a little more of an answer: the list stays under the pointer
+    }
+  } else if (current.id === id) {
+    current = stored ?? store.create();
+    show(current, actions);
+  } else if (stored && [...list.querySelectorAll("a")].some((link) => link.hash === `#${id}`)) {
+    return; // not shown, and listed already
+  }
+  showState();
+}
+
+// Whether the conversation shown waits for an answer, here or in another tab.
+function isBusy() {
+  return current.rounds.at(-1)?.state === "running";
+}
+
 function begin() {
   history.pushState(null, "", location.pathname);
   open(store.create());
@@ -44,7 +86,8 @@ function begin() {
 function showState() {
   send.hidden = running.has(current.id);
   stop.hidden = !send.hidden;
-  document.body.classList.remove("menu");
+  send.disabled = isBusy();
+  showMenu(false);
   list.replaceChildren(...store.list().map(entry));
 }
 
@@ -56,6 +99,7 @@ function entry(conversation) {
   row.classList.toggle("current", conversation.id === current.id);
   row.append(link, button("✕", () => discard(conversation)));
   row.lastChild.title = text.remove;
+  row.lastChild.setAttribute("aria-label", `${text.remove}: ${link.textContent.slice(0, 40)}`);
   return row;
 }
 
@@ -79,6 +123,11 @@ function ask(asked) {
   const conversation = current;
   const round = { question: asked, answer: "" };
   const options = chosen();
+  if (edited && edited === conversation.rounds.at(-1)) {
+    conversation.rounds.pop();
+    show(conversation, actions);
+  }
+  edited = null;
   conversation.rounds.push(round);
   history.replaceState(null, "", `#${conversation.id}`);
   form.elements.answer_prefix.value = "";
@@ -86,21 +135,26 @@ function ask(asked) {
 }
 
 function again(round) {
+  setEdited(null);
   return answer(current, Object.assign(round, { answer: "" }), chosen());
 }
 
 function goOn(round) {
+  setEdited(null);
   return answer(current, round, { ...chosen(), answer_prefix: round.answer });
 }
 
+// The old answer stays until the new question is sent: a slip of the finger, or a closed page, does not lose it.
 function edit(round) {
-  current.rounds.pop();
-  keep(current);
-  show(current, actions);
-  showState();
+  setEdited(round);
   question.value = round.question;
   grow();
   question.focus();
+}
+
+function setEdited(round) {
+  edited = round;
+  markEdited(Boolean(round));
 }
 
 // The fields of /generate that have been filled in.
@@ -170,20 +224,22 @@ function say(sentence) {
   problem.hidden = !sentence;
 }
 
-async function halt() {
+function halt() {
   const run = running.get(current.id);
   run.ended = STOPPED;
   if (!run.request) {
     return run.controller.abort(); // it still waits for its turn
   }
-  await interrupt(run.request).catch(() => run.controller.abort());
+  interrupt(run.request).catch(() => run.controller.abort());
+  // browsers open six connections to a server: as many answers at once, and the request above would wait for one's end
+  setTimeout(() => run.controller.abort(), PATIENCE);
 }
 
 // ---- what the user does ----
 
 function submit() {
-  const asked = question.value.trim();
-  if (asked && !running.has(current.id)) {
+  const asked = isCode(question.value) ? question.value : question.value.trim();
+  if (asked && !isBusy()) {
     question.value = "";
     grow();
     ask(asked);
@@ -206,10 +262,12 @@ question.addEventListener("keydown", (event) => {
     submit();
   }
 });
-question.addEventListener("input", grow);
+question.addEventListener("input", () => {
+  grow();
+  setEdited(question.value ? edited : null); // emptied: what is written then is another question
+});
 stop.addEventListener("click", halt);
 document.querySelector("#new").addEventListener("click", begin);
-document.querySelector("#menu").addEventListener("click", () => document.body.classList.toggle("menu"));
 for (const suggestion of document.querySelectorAll("#empty button")) {
   suggestion.addEventListener("click", () => ask(suggestion.textContent));
 }
@@ -222,9 +280,18 @@ for (const input of settings) {
 addEventListener("hashchange", openNamed);
 addEventListener("pagehide", () => {
   for (const run of running.values()) {
-    keep(run.conversation);
     run.ended = BROKEN_OFF;
+    Object.assign(run.conversation.rounds.at(-1), BROKEN_OFF); // at once, for other tabs
+    keep(run.conversation);
     run.controller.abort(); // browsers may keep a page that was left, and its connections with it
   }
 });
+store.watch(follow);
+setInterval(() => {
+  if (markBrokenOff()) {
+    show(current, actions);
+    showState();
+  }
+}, SILENT);
+grow(); // on small screens the hint in the empty field has two lines
 openNamed();

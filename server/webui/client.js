@@ -1,6 +1,8 @@
 // The server's own protocol: POST /generate as a stream, POST /interrupt.
 import { EventSourceParserStream } from "/web/vendor/eventsource-parser/stream.js";
 
+const LONGEST = 2 ** 31 - 1; // tokens; the server takes its own limit where that is less
+
 // What the server says of a failure, in the user's language.
 export class Refused extends Error {}
 
@@ -10,7 +12,8 @@ export async function* generate(fields, signal, started) {
   const response = await fetch("/generate", {
     method: "POST",
     headers: { "Content-Type": "application/json" },
-    body: JSON.stringify({ ...fields, stream: true }),
+    // max_length: what is left out is 2048, however much the server and its model can do
+    body: JSON.stringify({ max_length: LONGEST, ...fields, stream: true }),
     signal,
   });
   if (!response.ok) {

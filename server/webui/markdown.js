@@ -3,6 +3,9 @@
 import DOMPurify from "/web/vendor/dompurify/purify.es.mjs";
 import { Marked } from "/web/vendor/marked/marked.esm.js";
 
+// What CodeGeeX2 continues as code begins so: server/models/chatglm2/codegeex2.py says the same at greater length.
+const TAG = /^(?:#|\/[/*]|--|<!--|\(\*|;|%|'|\{|!|\*|\.\.|>)[ \t]*language:[ \t]*[a-z]/i;
+const FENCE = "`".repeat(12);
 const escape = (text) => text.replace(/[&<>]/g, (sign) => ({ "&": "&amp;", "<": "&lt;", ">": "&gt;" })[sign]);
 
 const marked = new Marked({
@@ -22,9 +25,25 @@ DOMPurify.addHook("afterSanitizeAttributes", (node) => {
   }
 });
 
+export const isCode = (question) => TAG.test(question);
+
+// Markdown that shows `source` as it is; it may have fences of its own.
+export const fenced = (source) => source && `${FENCE}\n${source}\n${FENCE}`;
+
 // Make `element` show `source`. Blocks that have not changed since the last time stay as they are: so a long answer
 // costs no more while it grows, and what the reader has selected stays selected.
 export function render(element, source) {
+  try {
+    renderBlocks(element, source);
+  } catch { // such as a model gone round in circles: thousands of > are as many quotations in one another
+    const plain = document.createElement("div");
+    plain.className = "plain";
+    plain.textContent = source;
+    element.replaceChildren(plain);
+  }
+}
+
+function renderBlocks(element, source) {
   const blocks = marked.lexer(source);
   const shown = [...element.children];
   blocks.forEach((block, index) => {

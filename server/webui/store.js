@@ -13,10 +13,10 @@ export function create() {
 
 // All of them, the last changed first.
 export function list() {
-  return Object.keys(localStorage)
+  return keys()
     .filter((key) => key.startsWith(CONVERSATION))
     .map(read)
-    .filter(Boolean)
+    .filter((one) => one?.rounds?.length)
     .sort((one, other) => other.changed - one.changed);
 }
 
@@ -30,7 +30,18 @@ export function save(conversation) {
 }
 
 export function remove(id) {
-  localStorage.removeItem(CONVERSATION + id);
+  if (keys().includes(CONVERSATION + id)) {
+    localStorage.removeItem(CONVERSATION + id);
+  }
+}
+
+// Calls back with the id of each conversation that another tab has stored or (stored: null) removed.
+export function watch(changed) {
+  addEventListener("storage", ({ key, newValue }) => {
+    if (key?.startsWith(CONVERSATION)) {
+      changed(key.slice(CONVERSATION.length), newValue && read(key));
+    }
+  });
 }
 
 export function loadSettings() {
@@ -39,6 +50,14 @@ export function loadSettings() {
 
 export function saveSettings(values) {
   write(SETTINGS, values);
+}
+
+function keys() {
+  try {
+    return Object.keys(localStorage);
+  } catch {
+    return []; // storage is switched off
+  }
 }
 
 function read(key) {

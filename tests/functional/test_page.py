@@ -2,85 +2,10 @@
 
 import threading
 
-import pytest
-
-from server.api import webui
 from server.errors import GenerationFailed, Overloaded
 from tests.fake_engine import FakeEngine
 from tests.functional import live
-from tests.functional.browser import Browser
-from tools import vendor_web
-
-ANSWER = "document.querySelector('article:last-child .answer').innerText.trim()"
-NOTE = "document.querySelector('article:last-child .note').innerText"
-IDLE = "!document.querySelector('#send').hidden && !!document.querySelector('article')"
-STORED = "Object.keys(localStorage).filter(key => key.startsWith('conversation:')).map(key => localStorage[key])"
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    with Browser(tmp_path_factory.mktemp("browser")) as browser:
-        yield browser
-
-
-@pytest.fixture
-def engine():
-    return FakeEngine("你", "好")
-
-
-@pytest.fixture
-def port(engine):
-    with live.serve(engine) as port:  # each on a port, and so with a storage, of its own
-        yield port
-
-
-@pytest.fixture
-def page(browser, port):
-    return Page(browser, port)
-
-
-class Page:
-    """What a user does on the page."""
-
-    def __init__(self, browser, port, language="zh-CN"):
-        self.browser, self.here = browser, f"http://127.0.0.1:{port}/"
-        browser.call("Network.setExtraHTTPHeaders", headers={"Accept-Language": language})
-        self.open()
-
-    def open(self, path=""):
-        self.browser.complaints.clear()
-        self.browser.requested.clear()
-        self.browser.call("Page.navigate", url="about:blank")
-        self.browser.call("Page.navigate", url=self.here + path)
-        self.until("document.readyState === 'complete' && document.activeElement?.id === 'question'")
-
-    def until(self, expression):
-        return self.browser.wait_for(expression)
-
-    def type(self, text):
-        self.browser.evaluate("document.querySelector('#question').focus()")
-        self.browser.call("Input.insertText", text=text)
-
-    def press_enter(self, **keys):
-        pressed = {"key": "Enter", "code": "Enter", "windowsVirtualKeyCode": 13, "text": "\r", **keys}
-        self.browser.call("Input.dispatchKeyEvent", type="keyDown", **pressed)
-        self.browser.call("Input.dispatchKeyEvent", type="keyUp", **pressed)
-
-    def ask(self, text):
-        self.type(text)
-        self.press_enter()
-
-    def answer_to(self, text):
-        self.ask(text)
-        self.until(IDLE)
-        return self.browser.evaluate(ANSWER)
-
-    def click(self, label, within="main"):
-        one = f"[...document.querySelectorAll('{within} button')].findLast(one => one.textContent === '{label}')"
-        self.browser.evaluate(f"{one}.click()")
-
-    def stop(self):
-        self.browser.evaluate("document.querySelector('#stop').click()")
+from tests.functional.chat_page import ANSWER, IDLE, NOTE, STORED, Page
 
 
 def test_conversation_streams_and_is_kept(page, engine):
@@ -163,6 +88,20 @@ def test_stop_before_the_first_word(page, engine):
     live.wait_for(lambda: engine.streams[0].closed.is_set())
 
 
+def test_stop_while_all_the_browsers_connections_are_taken(browser):
+    engine = FakeEngine("说到", threading.Event(), capacity=8)
+    with live.serve(engine) as port:
+        page = Page(browser, port)
+        for number in range(6):
+            page.click("＋ 新对话", "aside")
+            page.ask(f"第{number}个")
+            page.until(f"{ANSWER} === '说到'")
+        page.stop()
+        page.until(f"{IDLE} && {NOTE} === '已停止。'")
+        live.wait_for(engine.streams[-1].closed.is_set)
+        assert page.browser.evaluate(ANSWER) == "说到"
+
+
 def test_answer_again_and_edited_questions(page, engine):
     page.answer_to("一")
     engine.script = ("换一个",)
@@ -174,6 +113,25 @@ def test_answer_again_and_edited_questions(page, engine):
     assert page.browser.evaluate("document.querySelector('#question').value") == "一"
     page.answer_to("二")
     assert [message.content for message in engine.requests[2].messages] == ["一二"]
+
+
+def test_an_answer_stays_until_the_edited_question_is_sent(page, engine):
+    page.answer_to("一")
+    page.click("修改问题")
+    assert page.browser.evaluate(ANSWER) == "你好"
+    assert page.browser.evaluate("!!document.querySelector('.edited')") is True
+    page.open(page.browser.evaluate("location.hash"))
+    assert page.until(ANSWER) == "你好"
+    page.click("修改问题")
+    page.browser.evaluate("document.querySelector('#question').select()")
+    page.browser.evaluate("document.execCommand('delete')")
+    assert page.browser.evaluate("!!document.querySelector('.edited')") is False
+    page.answer_to("另一个问题")  # what was emptied is edited no more
+    assert page.browser.evaluate("document.querySelectorAll('article').length") == 2
+    page.click("修改问题")
+    page.answer_to("？")
+    assert page.browser.evaluate("document.querySelectorAll('article').length") == 2
+    assert [message.content for message in engine.requests[2].messages] == ["一", "你好", "另一个问题？"]
 
 
 def test_settings_and_the_answers_beginning(page, engine):
@@ -188,6 +146,21 @@ def test_settings_and_the_answers_beginning(page, engine):
     page.open()
     page.answer_to("再问")
     assert (engine.requests[1].answer_prefix, engine.requests[1].params.temperature) == ("", 0.3)
+
+
+def test_a_setting_out_of_range_does_not_stop_questions(page, engine):
+    page.browser.evaluate("document.querySelector('[name=temperature]').value = '5'")
+    page.browser.evaluate("document.querySelector('[name=top_p]').value = '0.33'")
+    page.type("问")
+    page.click("发送")
+    page.until(IDLE)
+    params = engine.requests[0].params
+    assert (params.temperature, params.top_p) == (1.0, 0.33)
+
+
+def test_answers_may_be_as_long_as_the_server_allows(page, engine):
+    page.answer_to("问")
+    assert engine.requests[0].params.max_length == engine.max_length > 2048
 
 
 def test_failures_are_sentences_and_lose_nothing(page, engine):
@@ -290,33 +263,3 @@ def test_full_storage_is_said(page, engine):
     page.browser.evaluate("localStorage.setItem('filling', 'x'.repeat(5 * 2**20 - 200))")
     page.answer_to("问" * 300)
     assert "存储空间满了" in page.until("document.querySelector('#problem').innerText")
-
-
-@pytest.mark.parametrize("path", webui.FILES)
-def test_files_of_the_page(port, path):
-    status, headers, content = live.request(port, "GET", f"/web/{path}")
-    kind = "text/css" if path.endswith("css") else "text/javascript"
-    assert (status, headers["Content-Type"]) == (200, f"{kind}; charset=utf-8")
-    assert content == (webui.FOLDER / path).read_bytes()
-
-
-def test_nothing_else_is_served_and_loaded(port):
-    for path in ("/web/index.html", "/web/../index.html", "/web/vendor/marked/LICENSE"):
-        assert live.request(port, "GET", path)[0] == 404
-    headers = live.request(port, "GET", "/", headers={"Accept": "text/html"})[1]
-    assert headers["Content-Security-Policy"].startswith("default-src 'self'; ")
-    assert headers["Vary"] == "Accept, Accept-Language"
-
-
-@pytest.mark.parametrize("package", vendor_web.PACKAGES, ids=lambda package: package.name)
-def test_vendored_code_is_of_the_pinned_version(package):
-    marks = {
-        "swagger-ui-dist": 'PACKAGE_VERSION:"{}"',
-        "marked": "marked v{} ",
-        "dompurify": "DOMPurify {} ",
-        "eventsource-parser": "",  # says no version
-    }
-    folder = vendor_web.TARGET / package.folder
-    assert {path.name for path in folder.iterdir()} == {path.rpartition("/")[2] for path in package.files}
-    code = (folder / package.files[0].rpartition("/")[2]).read_text(encoding="utf-8")
-    assert marks[package.name].format(package.version) in code
