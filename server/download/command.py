@@ -16,7 +16,6 @@ from server.download.folder import (
     SENTENCE,
     ModelKind,
     converted_files,
-    incomplete,
     is_superfluous,
     locate,
     missing_files,
@@ -64,8 +63,10 @@ def _say(config: Config, zh: str, en: str) -> None:
 
 def _verify(config: Config, folder: Path, kind: ModelKind, root: Path) -> int:
     """Every file is hashed again; 1 if one is missing or wrong."""
+    command = f"download {config.model or DEFAULT_MODEL}"
     if not folder.is_dir():
-        raise incomplete(folder, missing_files(folder, kind), kind)
+        _say(config, f"还没有 {folder}：执行 {command} 下载。", f"There is no {folder} yet: {command} fetches it.")
+        return 1
     states = interrupts.run(lambda stop: _check(config, folder, kind, root, stop))
     for name, state in sorted(states.items()):
         _say(config, *(f"  {name}  {word}" for word in _WORDS[state]))
@@ -80,7 +81,6 @@ def _verify(config: Config, folder: Path, kind: ModelKind, root: Path) -> int:
     made = [file.path for file in converted_files(folder) if converted_name(file) in wrong]
     for path in made:
         _say(config, f"{path} 是这里转换的，坏了就删掉它。", f"{path} was made here: delete it, since it is broken.")
-    command = f"download {config.model or DEFAULT_MODEL}"
     _say(config, f"{folder} 有 {len(wrong)} 个文件缺少或损坏：执行 {command} 只下载这些。",
          f"{folder} has {len(wrong)} files that are missing or broken: {command} fetches just those.")  # fmt: skip
     return 1

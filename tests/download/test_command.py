@@ -139,8 +139,10 @@ def test_verify_asks_a_source_where_nothing_is_known(servers, program):
 
 
 def test_verify_of_what_is_not_there(program):
-    code, _, err = run(program, NAME, "--verify")
-    assert code == 2 and f"The model folder {folder_of(program)} lacks config.json" in err
+    code, out, _ = run(program, NAME, "--verify")
+    assert (code, out) == (1, f"There is no {folder_of(program)} yet: download {NAME} fetches it.\n")
+    code, _, err = run(program, str(folder_of(program) / "own"), "--verify")
+    assert code == 2 and err.startswith("There is no model ")
 
 
 # which model
