@@ -11,7 +11,7 @@ from server.api.dialect import Call
 FOLDER = Path(__file__).resolve().parent.parent / "webui"
 VENDOR = "vendor/eventsource-parser/"
 FILES = (
-    *("style.css", "app.js", "client.js", "markdown.js", "menu.js", "store.js", "text.js", "view.js"),
+    *("style.css", "app.js", "client.js", "markdown.js", "menu.js", "settings.js", "store.js", "text.js", "view.js"),
     *("vendor/marked/marked.esm.js", "vendor/dompurify/purify.es.mjs"),
     *(VENDOR + "stream.js", VENDOR + "parse.js", VENDOR + "errors.js"),
 )

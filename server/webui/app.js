@@ -2,6 +2,7 @@
 import { generate, interrupt, Refused } from "/web/client.js";
 import { isCode } from "/web/markdown.js";
 import { showMenu } from "/web/menu.js";
+import { chosen, forgetPrefix } from "/web/settings.js";
 import * as store from "/web/store.js";
 import { text } from "/web/text.js";
 import { button, markEdited, show, update } from "/web/view.js";
@@ -12,9 +13,9 @@ const SILENT = 5000; // milliseconds since the last save, after which an answer 
 const [form, question, send, stop, list, problem] = ["#ask", "#question", "#send", "#stop", "#list", "#problem"].map(
   (name) => document.querySelector(name),
 );
-const settings = form.querySelectorAll("#settings input");
 const running = new Map(); // conversation's id -> {conversation, controller, request}
 const PATIENCE = 2000; // milliseconds from the Stop button until the connection is cut
+const TOUCH = matchMedia("(pointer: coarse)"); // no keyboard but the one on the screen
 const STOPPED = { state: "stopped" };
 const BROKEN_OFF = { state: "failed", failure: text.brokenOff };
 const actions = { again, goOn, edit };
@@ -29,7 +30,9 @@ function open(conversation) {
   markBrokenOff();
   show(current, actions);
   showState();
-  question.focus();
+  if (!TOUCH.matches) { // there it would bring up the keyboard
+    question.focus();
+  }
 }
 
 // What the address names after "#": the one that is being answered here, else the stored one, else a new one.
@@ -130,13 +133,15 @@ function ask(asked) {
   edited = null;
   conversation.rounds.push(round);
   history.replaceState(null, "", `#${conversation.id}`);
-  form.elements.answer_prefix.value = "";
+  forgetPrefix();
   return answer(conversation, round, options);
 }
 
 function again(round) {
+  const options = chosen();
   setEdited(null);
-  return answer(current, Object.assign(round, { answer: "" }), chosen());
+  forgetPrefix();
+  return answer(current, Object.assign(round, { answer: "" }), options);
 }
 
 function goOn(round) {
@@ -155,12 +160,6 @@ function edit(round) {
 function setEdited(round) {
   edited = round;
   markEdited(Boolean(round));
-}
-
-// The fields of /generate that have been filled in.
-function chosen() {
-  const filled = [...settings].filter((input) => input.value !== "" && input.validity.valid);
-  return Object.fromEntries(filled.map((input) => [input.name, input.type === "number" ? +input.value : input.value]));
 }
 
 async function answer(conversation, round, options) {
@@ -256,8 +255,9 @@ form.addEventListener("submit", (event) => {
   submit();
 });
 question.addEventListener("keydown", (event) => {
-  // while an input method is composing, Enter chooses among its words (229: Safari says it so)
-  if (event.key === "Enter" && !event.shiftKey && !event.isComposing && event.keyCode !== 229) {
+  // while an input method is composing, Enter chooses among its words (229: Safari says it so); keyboards on screens
+  // have no Shift+Enter
+  if (event.key === "Enter" && !event.shiftKey && !event.isComposing && event.keyCode !== 229 && !TOUCH.matches) {
     event.preventDefault();
     submit();
   }
@@ -270,12 +270,6 @@ stop.addEventListener("click", halt);
 document.querySelector("#new").addEventListener("click", begin);
 for (const suggestion of document.querySelectorAll("#empty button")) {
   suggestion.addEventListener("click", () => ask(suggestion.textContent));
-}
-for (const input of settings) {
-  if (input.type === "number") {
-    input.value = store.loadSettings()[input.name] ?? "";
-    input.addEventListener("change", () => store.saveSettings({ ...store.loadSettings(), [input.name]: input.value }));
-  }
 }
 addEventListener("hashchange", openNamed);
 addEventListener("pagehide", () => {
@@ -293,5 +287,8 @@ setInterval(() => {
     showState();
   }
 }, SILENT);
+if (TOUCH.matches) {
+  question.placeholder = question.ariaLabel;
+}
 grow(); // on small screens the hint in the empty field has two lines
 openNamed();

@@ -118,8 +118,11 @@ async function copy(content, own) {
     area.value = content;
     document.body.append(area);
     area.select();
-    document.execCommand("copy");
+    const copied = document.execCommand("copy");
     area.remove();
+    if (!copied) {
+      return;
+    }
   }
   own.textContent = text.copied;
   setTimeout(() => (own.textContent = text.copy), 1500);

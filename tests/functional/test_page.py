@@ -237,6 +237,11 @@ def test_copying(page, engine):
     page.browser.evaluate("document.querySelector('.buttons button').click()")
     page.until("window.copied")
     assert page.browser.evaluate("window.copied") == "说明\n\n```\n一行\n```"
+    page.until("document.querySelector('.buttons button').textContent === '已复制'")
+    page.until("document.querySelector('.buttons button').textContent === '复制'")
+    page.browser.evaluate("document.execCommand = () => false")
+    page.browser.evaluate("document.querySelector('.buttons button').click()")
+    assert page.browser.evaluate("document.querySelector('.buttons button').textContent") == "复制"
 
 
 def test_keys(page, engine):

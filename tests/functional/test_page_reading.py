@@ -129,3 +129,25 @@ def test_screen_readers_hear_an_answer_once(page, engine):
 def test_the_hint_of_the_empty_field_is_whole(small_screen, page):
     hidden = "(field => field.scrollHeight - field.clientHeight)(document.querySelector('#question'))"
     assert page.browser.evaluate(hidden) <= 0
+
+
+def test_enter_starts_a_line_where_the_keyboard_has_no_shift(small_screen, page, engine):
+    page.browser.call("Emulation.setTouchEmulationEnabled", enabled=True)
+    page.browser.call("Page.reload")
+    page.until("matchMedia('(pointer: coarse)').matches && document.querySelector('#question')?.placeholder === '问题'")
+    page.ask("一")
+    assert page.browser.evaluate("document.querySelector('#question').value") == "一\n" and engine.requests == []
+    page.browser.evaluate("document.querySelector('#send').click()")
+    page.until(IDLE)
+    page.browser.call("Emulation.setTouchEmulationEnabled", enabled=False)
+    assert engine.requests[0].messages[0].content == "一"
+
+
+def test_copy_button_stays_while_long_lines_are_scrolled(page, engine):
+    engine.script = ("```\n" + "x" * 500 + "\n```",)
+    page.answer_to("问")
+    place = "document.querySelector('.answer pre button').getBoundingClientRect().right"
+    before = page.browser.evaluate(place)
+    page.browser.evaluate("document.querySelector('.answer pre code').scrollLeft = 300")
+    assert page.browser.evaluate("document.querySelector('.answer pre code').scrollLeft") == 300
+    assert page.browser.evaluate(place) == before
