@@ -216,7 +216,7 @@ def _addresses(sock: socket.socket) -> list[str]:
 
 
 def _print_ready(say: Callable[[str, str], None], addresses: Sequence[str], config: Config) -> None:
-    say(f"已就绪：{addresses[0]}", f"ready: {addresses[0]}")
+    say(f"已就绪：{addresses[0]} （用浏览器打开就能聊天）", f"ready: {addresses[0]} (open it in a browser to chat)")
     for address in addresses[1:]:
         say(f"局域网：{address}", f"on the local network: {address}")
     if config.chat_log:

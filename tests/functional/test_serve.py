@@ -44,7 +44,7 @@ def test_it_answers_and_says_that_it_is_a_demo(program):
 def test_start_prints_what_was_chosen_and_a_command_that_works(program):
     model = r"model: .*demo \(ChatGLM2\)\n(?!note)"
     chosen = (model, "profile: cpu .*float32", "at once: 3, .* 1024 tokens", "kept besides: 16;")
-    for wanted in (*chosen, "ready: http", "Ctrl"):
+    for wanted in (*chosen, "ready: http.* browser", "Ctrl"):
         assert re.search(wanted, program.text), wanted
     command = program.wait_for(r"curl -N .*")[0]
     done = subprocess.run(["bash", "-c", command], capture_output=True, timeout=60, check=True)
