@@ -29,7 +29,7 @@ addEventListener("keydown", (event) => {
   }
 });
 
-// Show all of a conversation; actions: see _buttons.
+// Show all of a conversation; actions: what the buttons below a round call, see forRound.
 export function show(conversation, actions) {
   rounds.replaceChildren();
   empty.hidden = conversation.rounds.length > 0;
