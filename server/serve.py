@@ -24,7 +24,7 @@ from server.download.folder import DEFAULT_MODEL, locate
 from server.errors import StartupError
 from server.hardware import lan_addresses
 from server.profiles import LaunchProfile
-from server.running import find_server
+from server.running import authority, find_server
 from server.spool.folder import SpoolFolder, open_folder
 from server.spool.loop import Spool
 
@@ -212,7 +212,7 @@ def _addresses(sock: socket.socket) -> list[str]:
     host, port = sock.getsockname()[:2]
     if host in ("0.0.0.0", "::"):
         return [f"http://{address}:{port}" for address in ("127.0.0.1", *lan_addresses())]
-    return [f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"]
+    return [f"http://{authority(host, port)}"]
 
 
 def _print_ready(say: Callable[[str, str], None], addresses: Sequence[str], config: Config) -> None:

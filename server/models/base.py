@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
+from torch import nn
 
 from server.core import Message, Tool, ToolCall
 
@@ -160,3 +161,11 @@ class Family(Protocol):
         A call is there once it is complete, and nothing of it is text before; one that turns out to be damaged, or was
         cut short, is text at its end.
         """
+
+
+def token_embedding(rows: int, columns: int) -> nn.Embedding:
+    """An embedding of weights [rows, columns] that are yet to be filled in.
+
+    nn.Embedding's own constructor draws numbers, which on "meta" imports PyTorch's compiler: seconds of every start.
+    """
+    return nn.Embedding.from_pretrained(torch.empty(rows, columns, device="meta"))

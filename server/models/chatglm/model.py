@@ -17,7 +17,7 @@ from torch import nn
 
 from server.errors import BadRequest
 from server.kernels.ops import Ops
-from server.models.base import Context, ForwardBatch, KVCache, KVShape, Segment
+from server.models.base import Context, ForwardBatch, KVCache, KVShape, Segment, token_embedding
 from server.models.fields import flag, number, require
 
 # a constructor default of the official code, which the official model never sets to its number of layers
@@ -149,9 +149,7 @@ class Layer(nn.Module):
 class Transformer(nn.Module):
     def __init__(self, config: NetworkConfig, ops: Ops):
         super().__init__()
-        # the constructor draws numbers, which on "meta" imports PyTorch's compiler: seconds of every start
-        table = torch.empty(config.vocab_size, config.hidden_size, device="meta")
-        self.word_embeddings = nn.Embedding.from_pretrained(table)
+        self.word_embeddings = token_embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Layer(config, i, ops) for i in range(config.num_layers))
         self.final_layernorm = LayerNorm(config)
 

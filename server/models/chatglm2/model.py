@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from server.kernels.ops import Decoder, DecoderLayer, Ops
-from server.models.base import ForwardBatch, KVCache, KVShape, Segment
+from server.models.base import ForwardBatch, KVCache, KVShape, Segment, token_embedding
 from server.models.fields import flag, number, require
 
 ROTARY_BASE = 10000.0
@@ -178,9 +178,7 @@ class Layer(nn.Module):
 class Embedding(nn.Module):
     def __init__(self, config: NetworkConfig):
         super().__init__()
-        # the constructor draws numbers, which on "meta" imports PyTorch's compiler: seconds of every start
-        table = torch.empty(config.padded_vocab_size, config.hidden_size, device="meta")
-        self.word_embeddings = nn.Embedding.from_pretrained(table)
+        self.word_embeddings = token_embedding(config.padded_vocab_size, config.hidden_size)
 
 
 class Encoder(nn.Module):
